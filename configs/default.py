@@ -1,0 +1,112 @@
+"""Every knob there is, at the values of Ho et al. 2020 for CIFAR-10.
+
+Not meant to be run: each other file here overrides only what differs, and
+opens with its command, hardware, time and result.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+  """The configuration that all others start from."""
+  config = config_dict.ConfigDict()
+
+  # All randomness (weights, order of the images, flips, timesteps, noise,
+  # dropout) is a function of the seed, the step and the position in the batch.
+  config.seed = 0
+  # Bit-identical runs on the same hardware and topology; slower on GPUs.
+  config.deterministic = False
+  # float32 | mixed_bfloat16 | mixed_float16
+  config.precision = 'float32'
+  # Compile the forward and backward pass with XLA.
+  config.jit_compile = True
+
+  config.data = data = config_dict.ConfigDict()
+  # mnist5k (ships with the package) | tfds:NAME
+  data.name = 'tfds:cifar10'
+  data.data_dir = '~/tensorflow_datasets'
+  data.split = 'train'
+  # Height and width in pixels. Images of another size are cropped to their
+  # central square and resized.
+  data.image_size = 32
+  # Mirror each image, left to right, with probability 1/2.
+  data.random_flip = True
+
+  config.model = model = config_dict.ConfigDict()
+  model.image_channels = 3
+  model.channels = 128
+  model.channel_multipliers = (1, 2, 2, 2)
+  model.num_res_blocks = 2
+  # Heights of feature maps, in the U-Net's pixels (image_size / patch_size).
+  model.attention_resolutions = (16,)
+  model.num_heads = 1
+  model.dropout = 0.1
+  # Classes to condition on; 0 for none.
+  model.num_classes = 0
+  model.norm_groups = 32
+  # Pixels folded into channels before the U-Net (space to depth); 1 for none.
+  model.patch_size = 1
+
+  config.diffusion = diffusion = config_dict.ConfigDict()
+  diffusion.num_timesteps = 1000
+  # linear | cosine
+  diffusion.schedule = 'linear'
+  diffusion.beta_start = 1e-4
+  diffusion.beta_end = 0.02
+  # eps | x0 | v
+  diffusion.prediction = 'eps'
+  # simple
+  diffusion.loss = 'simple'
+  # Of the ancestral sampler's steps: fixedlarge | fixedsmall
+  diffusion.variance = 'fixedlarge'
+
+  config.optimizer = optimizer = config_dict.ConfigDict()
+  optimizer.learning_rate = 2e-4
+  # The rate rises linearly from 0 over the first warmup_steps.
+  optimizer.warmup_steps = 5000
+  # constant | cosine | linear: to 0 at decay_steps.
+  optimizer.decay = 'constant'
+  optimizer.decay_steps = 800_000
+  optimizer.beta1 = 0.9
+  optimizer.beta2 = 0.999
+  optimizer.epsilon = 1e-8
+  # Largest norm of the gradient; 0 for no clipping.
+  optimizer.clip_norm = 1.0
+  # global: the norm of the whole batch's gradient, on any number of devices.
+  # per_replica: Ho's code, where each of N devices clips its own part of the
+  # gradient to clip_norm / N, so that results depend on N.
+  optimizer.clip = 'global'
+
+  config.ema = ema = config_dict.ConfigDict()
+  # One average of the weights for each decay; the first one is sampled from.
+  ema.decays = (0.9999,)
+
+  config.train = train = config_dict.ConfigDict()
+  # Images in a step, over all devices and hosts.
+  train.batch_size = 128
+  train.num_steps = 800_000
+  # Steps that run in one call, without a return to Python.
+  train.steps_per_loop = 100
+  train.log_every_steps = 100
+  train.checkpoint_every_steps = 5000
+  # A grid of images to WORKDIR/samples; 0 for never.
+  train.sample_every_steps = 10_000
+  # Newest checkpoints that are kept, ...
+  train.keep_last = 3
+  # ... and one every so many steps that is kept for good; 0 for none.
+  train.keep_every_steps = 100_000
+  # float16 only: steps in a row that may overflow before the run stops.
+  train.max_skipped_steps = 50
+
+  config.sample = sample = config_dict.ConfigDict()
+  # What the sampler program and the trainer's grids use: ancestral | ddim
+  sample.sampler = 'ancestral'
+  sample.steps = 1000
+
+  config.distribute = distribute = config_dict.ConfigDict()
+  # auto | one_device | mirrored | multi_worker | tpu
+  distribute.strategy = 'auto'
+  # Split the CPU into this many devices, to try a topology; 0 for no split.
+  distribute.virtual_devices = 0
+
+  return config

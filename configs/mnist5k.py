@@ -1,0 +1,46 @@
+"""5,000 handwritten digits that ship with the package.
+
+  python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+
+  config.data.name = 'mnist5k'
+  config.data.image_size = 28
+  config.data.random_flip = False
+
+  config.model.image_channels = 1
+  config.model.channels = 32
+  config.model.channel_multipliers = (1, 2)
+  config.model.num_res_blocks = 1
+  config.model.attention_resolutions = (7,)
+  config.model.dropout = 0.0
+  config.model.norm_groups = 8
+  config.model.patch_size = 2
+
+  config.diffusion.schedule = 'cosine'
+  config.diffusion.prediction = 'v'
+
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 100
+  config.optimizer.decay = 'cosine'
+  config.optimizer.decay_steps = 3000
+
+  config.ema.decays = (0.995,)
+
+  config.train.batch_size = 64
+  config.train.num_steps = 3000
+  config.train.steps_per_loop = 10
+  config.train.log_every_steps = 50
+  config.train.checkpoint_every_steps = 500
+  config.train.sample_every_steps = 1000
+  config.train.keep_every_steps = 0
+
+  config.sample.sampler = 'ddim'
+  config.sample.steps = 50
+
+  return config

@@ -1,0 +1,194 @@
+"""The config of a run: checked before any work, kept in the workdir.
+
+Only the programs see a config. Here it is turned into what the leaves take.
+"""
+
+import json
+import os
+
+import keras
+from ml_collections import config_dict
+import tensorflow as tf
+
+from ddpm import diffusion
+from ddpm import distribute
+from ddpm import optimizer
+from ddpm import samplers
+from ddpm import unet
+from ddpm.errors import UserError
+
+PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
+
+# What defines the trajectory of a run, and may not change in a workdir.
+_TRAJECTORY = (
+    'seed', 'precision', 'data', 'model', 'diffusion', 'optimizer', 'ema',
+    'train.batch_size',
+)  # fmt: skip
+# Where the data lies does not change what it is.
+_NOT_TRAJECTORY = ('data.data_dir',)
+
+
+def validate(config):
+  """Raises UserError for the first thing in a config that cannot work."""
+  try:
+    _validate(config)
+  except (ValueError, TypeError) as e:
+    raise UserError(f'config: {e}') from e
+
+
+def _validate(config):
+  def one_of(name, choices):
+    value = _field(config, name)
+    if value not in choices:
+      expected = ', '.join(choices)
+      raise ValueError(f'{name} is {value!r}, expected one of: {expected}')
+
+  def at_least(name, least):
+    value = _field(config, name)
+    if value < least:
+      raise ValueError(f'{name} is {value}, expected at least {least}')
+
+  one_of('precision', PRECISIONS)
+  one_of('diffusion.schedule', diffusion.SCHEDULES)
+  one_of('diffusion.prediction', diffusion.PREDICTIONS)
+  one_of('diffusion.loss', diffusion.LOSSES)
+  one_of('diffusion.variance', diffusion.VARIANCES)
+  one_of('optimizer.decay', optimizer.DECAYS)
+  one_of('optimizer.clip', optimizer.CLIPS)
+  one_of('sample.sampler', samplers.SAMPLERS)
+  one_of('distribute.strategy', distribute.STRATEGIES)
+  for name in (
+      'diffusion.num_timesteps', 'optimizer.decay_steps', 'data.image_size',
+      'model.image_channels', 'model.num_res_blocks', 'train.batch_size',
+      'train.steps_per_loop', 'train.log_every_steps',
+      'train.checkpoint_every_steps', 'train.keep_last', 'sample.steps',
+      'model.num_heads', 'model.norm_groups', 'model.patch_size',
+  ):  # fmt: skip
+    at_least(name, 1)
+  for name in (
+      'seed', 'optimizer.learning_rate', 'optimizer.warmup_steps',
+      'optimizer.clip_norm', 'model.dropout', 'model.num_classes',
+      'train.num_steps', 'train.sample_every_steps', 'train.keep_every_steps',
+      'train.max_skipped_steps', 'distribute.virtual_devices',
+  ):  # fmt: skip
+    at_least(name, 0)
+  if not config.model.dropout < 1:
+    raise ValueError(f'model.dropout is {config.model.dropout}, expected < 1')
+  if config.sample.steps > config.diffusion.num_timesteps:
+    raise ValueError(
+        f'sample.steps is {config.sample.steps}, expected at most'
+        f' diffusion.num_timesteps ({config.diffusion.num_timesteps})'
+    )
+  if not config.model.channel_multipliers:
+    raise ValueError('model.channel_multipliers is empty, expected (1, 2), say')
+  if not config.ema.decays:
+    raise ValueError('ema.decays is empty, expected at least one, (0.9999,)')
+  for decay in config.ema.decays:
+    if not 0 <= decay < 1:
+      raise ValueError(f'ema.decays has {decay}, expected 0 to 1, 1 excluded')
+  unet.check_shapes(
+      image_size=config.data.image_size,
+      channels=config.model.channels,
+      channel_multipliers=config.model.channel_multipliers,
+      num_heads=config.model.num_heads,
+      norm_groups=config.model.norm_groups,
+      patch_size=config.model.patch_size,
+  )
+
+
+def build_model(config):
+  """The U-Net of a config, with its initial weights, on the host.
+
+  The weights are a function of the seed, the same on every worker.
+  """
+  keras.utils.set_random_seed(config.seed % 2**32)
+  with tf.device('CPU:0'):
+    return unet.UNet(
+        image_size=config.data.image_size,
+        dtype=config.precision,
+        **config.model,
+    )
+
+
+def build_diffusion(config):
+  """The diffusion process of a config."""
+  betas = diffusion.betas_for(
+      config.diffusion.schedule,
+      config.diffusion.num_timesteps,
+      beta_start=config.diffusion.beta_start,
+      beta_end=config.diffusion.beta_end,
+  )
+  return diffusion.Diffusion(betas, prediction=config.diffusion.prediction)
+
+
+def save(config, workdir):
+  """Writes WORKDIR/config.json."""
+  path = os.path.join(workdir, 'config.json')
+  # Renamed into place, so that a reader never sees half a file.
+  with tf.io.gfile.GFile(path + '.tmp', 'w') as f:
+    f.write(json.dumps(config.to_dict(), indent=2) + '\n')
+  tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+
+
+def load(workdir):
+  """Reads WORKDIR/config.json.
+
+  Returns:
+    A locked ConfigDict, or None if the workdir has none.
+
+  Raises:
+    UserError: the file is not a config.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not tf.io.gfile.exists(path):
+    return None
+  try:
+    with tf.io.gfile.GFile(path) as f:
+      fields = json.loads(f.read(), object_hook=_lists_to_tuples)
+    return config_dict.ConfigDict(fields).lock()
+  except ValueError as e:
+    raise UserError(f'{path} is not a config: {e}') from e
+
+
+def check_same_trajectory(config, workdir):
+  """Raises UserError if a workdir's run is not this config's."""
+  before = load(workdir)
+  if before is None:
+    return
+  old, new = _flat(before), _flat(config)
+  differ = [
+      f'{name} {old.get(name)!r} -> {new.get(name)!r}'
+      for name in sorted(old | new)
+      if _defines_trajectory(name) and old.get(name) != new.get(name)
+  ]
+  if differ:
+    raise UserError(
+        f'{workdir} holds a run of another config: {", ".join(differ)}; use'
+        ' another --workdir, or the values it was started with'
+    )
+
+
+def _defines_trajectory(name):
+  if name in _NOT_TRAJECTORY:
+    return False
+  return any(name == t or name.startswith(t + '.') for t in _TRAJECTORY)
+
+
+def _flat(config, prefix=''):
+  fields = {}
+  for name, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      fields |= _flat(value, f'{prefix}{name}.')
+    else:
+      fields[prefix + name] = value
+  return fields
+
+
+def _field(config, name):
+  for part in name.split('.'):
+    config = config[part]
+  return config
+
+
+def _lists_to_tuples(fields):
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

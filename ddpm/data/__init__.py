@@ -1,0 +1,157 @@
+"""From a name in the config to the batches of a run.
+
+Which images make up step n's batch is a pure function of (seed, n): image
+number `i` of epoch `e` is element `index_shuffle(i, (seed, e))` of the data
+set. There is no shuffle buffer to fill, nothing to skip on a resume, and no
+smaller batch at the end of an epoch.
+"""
+
+import dataclasses
+import importlib.resources
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from ddpm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """A data set in memory.
+
+  Attributes:
+    images: uint8 [N, H, W, C].
+    labels: int32 [N]; 0 where the data set has none.
+    num_classes: 0 where the data set has no labels.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+
+
+def load(name, *, data_dir, split, image_size):
+  """Loads a data set.
+
+  Args:
+    name: 'mnist5k', or 'tfds:NAME' with a name of tensorflow-datasets.
+    data_dir: where tensorflow-datasets keeps what it prepared.
+    split: 'train', 'test' or what TFDS takes, as 'train[:1000]'. mnist5k has
+      'train' alone.
+    image_size: height and width that the images shall have, in pixels.
+
+  Returns:
+    `Images`.
+
+  Raises:
+    UserError: an unknown name, or data that is not there.
+  """
+  if name == 'mnist5k':
+    return _mnist5k(split, image_size)
+  if name.startswith('tfds:'):
+    # Not imported before it is needed: it takes its time.
+    from ddpm.data import tfds
+
+    return Images(
+        *tfds.load(
+            name.removeprefix('tfds:'),
+            data_dir=os.path.expanduser(data_dir),
+            split=split,
+            image_size=image_size,
+        )
+    )
+  raise UserError(
+      f'config: data.name is {name!r}, expected mnist5k or tfds:NAME, such as'
+      ' tfds:mnist'
+  )
+
+
+def batch_indices(seed, step, positions, *, batch_size, num_images):
+  """Which images stand at some positions of a step's batch.
+
+  Args:
+    seed: integer.
+    step: int64 tensor, scalar or [b].
+    positions: int64 tensor [b], positions in the global batch.
+    batch_size: images in the global batch.
+    num_images: images in the data set.
+
+  Returns:
+    int64 [b], indices into the data set.
+  """
+  example = step * batch_size + positions
+  epoch = example // num_images
+  # What `tf.random.experimental.index_shuffle` wraps, whose padding of seeds
+  # to the three words that the operation takes does not fit a batch of them.
+  zeros = tf.zeros_like(epoch)
+  return tf.raw_ops.RandomIndexShuffle(
+      index=example % num_images,
+      seed=tf.stack([zeros + seed, epoch, zeros], axis=-1),
+      max_index=tf.constant(num_images - 1, tf.int64),
+      rounds=4,
+  )
+
+
+def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
+  """One worker's part of the batches of all steps, in blocks of steps.
+
+  A block holds the batches of `steps_per_block` steps, so that they reach the
+  device in one transfer and a compiled loop can run over them. Block k begins
+  at step k * steps_per_block. Each element is one replica's part of a block.
+
+  Args:
+    source: `Images`.
+    seed: integer.
+    batch_size: images in the global batch, B, divisible by the replicas.
+    first_block: block to start at; costs nothing to get to.
+    steps_per_block: steps in a block, K.
+    context: `tf.distribute.InputContext`.
+
+  Returns:
+    Endless `tf.data.Dataset` of dicts: image uint8 [K, b, H, W, C], label
+    int32 [K, b], position int64 [K, b] in the global batch.
+  """
+  b = batch_size // context.num_replicas_in_sync
+  local_replicas = (
+      context.num_replicas_in_sync // context.num_input_pipelines
+  )
+  images = tf.constant(source.images)
+  labels = tf.constant(source.labels)
+
+  def part(i):
+    block = first_block + i // local_replicas
+    replica = context.input_pipeline_id * local_replicas + i % local_replicas
+    positions = replica * b + tf.range(b, dtype=tf.int64)
+    steps = block * steps_per_block + tf.range(steps_per_block, dtype=tf.int64)
+    indices = batch_indices(
+        seed,
+        tf.repeat(steps, b),
+        tf.tile(positions, [steps_per_block]),
+        batch_size=batch_size,
+        num_images=len(source.images),
+    )
+    indices = tf.reshape(indices, [steps_per_block, b])
+    return {
+        'image': tf.gather(images, indices),
+        'label': tf.gather(labels, indices),
+        'position': tf.tile(positions[None], [steps_per_block, 1]),
+    }
+
+  # As many elements as an int64 counts: longer than any run.
+  dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
+  return dataset.map(part).prefetch(local_replicas)
+
+
+def _mnist5k(split, image_size):
+  """5,000 digits that ship with the package; README.md there says whose."""
+  if split != 'train':
+    raise UserError(f'config: mnist5k has no split {split!r}, only train')
+  if image_size != 28:
+    raise UserError(
+        f'config: data.image_size is {image_size}, but mnist5k is 28 x 28'
+    )
+  file = importlib.resources.files('ddpm.data') / 'mnist5k.npz'
+  with file.open('rb') as f:
+    arrays = np.load(f)
+    return Images(arrays['images'], arrays['labels'].astype(np.int32), 10)

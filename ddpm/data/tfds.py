@@ -1,0 +1,118 @@
+"""Data sets of tensorflow-datasets, loaded into memory as uint8."""
+
+import os
+import socket
+import urllib.request
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from ddpm.errors import UserError
+
+# Images are kept in the host's memory; more than this share of it is refused.
+_MEMORY_SHARE = 0.5
+
+
+def load(name, *, data_dir, split, image_size):
+  """Loads a data set of tensorflow-datasets, downloading it where it can.
+
+  Args:
+    name: its name there, 'mnist' or 'cifar10'.
+    data_dir: folder of prepared data sets.
+    split: in the notation of tensorflow-datasets.
+    image_size: height and width to crop and resize to, in pixels.
+
+  Returns:
+    images uint8 [N, H, W, C], labels int32 [N], number of classes (0 for a
+    set without labels).
+
+  Raises:
+    UserError: an unknown name or split, a set that is not there and cannot be
+      downloaded, that has no images, or that does not fit in memory.
+  """
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except (tfds.core.registered.DatasetNotFoundError, ValueError) as e:
+    raise UserError(
+        f'config: tensorflow-datasets has no data set {name!r} (data.name is'
+        f' tfds:{name})'
+    ) from e
+  if not builder.is_prepared():
+    _prepare(builder, name, data_dir)
+  if 'image' not in builder.info.features:
+    raise UserError(f'config: data set {name!r} has no images')
+  try:
+    count = builder.info.splits[split].num_examples
+  except (KeyError, ValueError) as e:
+    splits = ', '.join(builder.info.splits)
+    raise UserError(
+        f'config: {name!r} has no split {split!r}, it has: {splits}'
+    ) from e
+  channels = builder.info.features['image'].shape[-1]
+  _check_memory(name, count * image_size**2 * channels)
+
+  label = builder.info.features.get('label')
+  num_classes = getattr(label, 'num_classes', 0)
+
+  def example(features):
+    image = _crop_and_resize(features['image'], image_size)
+    return image, features['label'] if num_classes else 0
+
+  images = np.empty([count, image_size, image_size, channels], np.uint8)
+  labels = np.empty([count], np.int32)
+  dataset = builder.as_dataset(split=split, shuffle_files=False)
+  dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  done = 0
+  for image, label in dataset.batch(256).prefetch(2).as_numpy_iterator():
+    images[done : done + len(image)] = image
+    labels[done : done + len(image)] = label
+    done += len(image)
+  return images, labels, num_classes
+
+
+def _prepare(builder, name, data_dir):
+  where = f'data set {name!r} is not prepared in {data_dir}'
+  # Without a network tensorflow-datasets tries for minutes: ask first. Behind
+  # a proxy there is no asking.
+  try:
+    if not urllib.request.getproxies():
+      socket.create_connection(('storage.googleapis.com', 443), 5).close()
+  except OSError as e:
+    raise UserError(
+        f'{where}, and there is no network to download it: set'
+        ' --config.data.data_dir to a folder that has it, or prepare it there'
+        f' on a machine with a network (tfds build {name})'
+    ) from e
+  try:
+    builder.download_and_prepare()
+  except Exception as e:  # Whatever a data set's own script raises.
+    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    raise UserError(f'{where}, and preparing it failed: {reason}') from e
+
+
+def _check_memory(name, size):
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if size > _MEMORY_SHARE * total:
+    raise UserError(
+        f'config: data set {name!r} takes {size / 2**30:.1f} GiB in memory,'
+        f' expected at most half of this machine ({total / 2**30:.1f} GiB):'
+        ' take a part of it (data.split=train[:10%]) or a smaller'
+        ' data.image_size'
+    )
+
+
+def _crop_and_resize(image, size):
+  """The central square of an image, as uint8 [size, size, C]."""
+  shape = tf.shape(image)
+  side = tf.minimum(shape[0], shape[1])
+  image = tf.image.crop_to_bounding_box(
+      image, (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
+  )
+
+  def resize():
+    resized = tf.image.resize(image, [size, size], antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+  image = tf.cond(side == size, lambda: image, resize)
+  return tf.ensure_shape(image, [size, size, None])

@@ -1,0 +1,110 @@
+"""From a name in the config to a `tf.distribute.Strategy`."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from ddpm.errors import UserError
+
+STRATEGIES = ('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu')
+
+
+def make_strategy(name, *, virtual_devices=0):
+  """Makes the strategy. To be called before TensorFlow does anything else.
+
+  Args:
+    name: one of STRATEGIES. 'auto' is multi_worker where TF_CONFIG names
+      several workers, tpu where TPU_NAME is set, else mirrored over all GPUs
+      (or virtual devices), else one_device.
+    virtual_devices: split the CPU in this many devices, to try a topology
+      without its hardware; 0 for no split.
+
+  Returns:
+    `tf.distribute.Strategy`.
+
+  Raises:
+    UserError: the machine lacks what the strategy needs.
+  """
+  gpus = tf.config.list_physical_devices('GPU')
+  if virtual_devices:
+    cpu = tf.config.list_physical_devices('CPU')[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices
+    )
+    devices = [f'CPU:{i}' for i in range(virtual_devices)]
+  else:
+    devices = [f'GPU:{i}' for i in range(len(gpus))]
+
+  if name == 'auto':
+    if len(_cluster().get('worker', [])) > 1:
+      name = 'multi_worker'
+    elif 'TPU_NAME' in os.environ:
+      name = 'tpu'
+    else:
+      name = 'mirrored' if len(devices) > 1 else 'one_device'
+
+  if name == 'one_device':
+    return tf.distribute.OneDeviceStrategy(devices[0] if devices else 'CPU:0')
+  if name == 'mirrored':
+    if not devices:
+      raise UserError(
+          'distribute.strategy is mirrored, but TensorFlow sees no GPU: use'
+          ' one_device, or split the CPU with distribute.virtual_devices=2'
+      )
+    return tf.distribute.MirroredStrategy(devices)
+  if name == 'multi_worker':
+    return _multi_worker(gpus)
+  return _tpu()
+
+
+def is_chief(strategy):
+  """Whether this process writes checkpoints and logs."""
+  resolver = strategy.cluster_resolver
+  if resolver is None or resolver.task_type in (None, '', 'chief'):
+    return True
+  has_chief = 'chief' in resolver.cluster_spec().as_dict()
+  return not has_chief and resolver.task_id == 0
+
+
+def _cluster():
+  try:
+    return json.loads(os.environ.get('TF_CONFIG', '{}')).get('cluster', {})
+  except ValueError as e:
+    raise UserError(f'TF_CONFIG is not JSON: {e}') from e
+
+
+def _multi_worker(gpus):
+  if not _cluster():
+    raise UserError(
+        'distribute.strategy is multi_worker, but TF_CONFIG does not name the'
+        ' workers: start them with launch/multi_worker.sh'
+    )
+  implementation = (
+      tf.distribute.experimental.CommunicationImplementation.NCCL
+      if gpus
+      else tf.distribute.experimental.CommunicationImplementation.RING
+  )
+  return tf.distribute.MultiWorkerMirroredStrategy(
+      communication_options=tf.distribute.experimental.CommunicationOptions(
+          implementation=implementation
+      )
+  )
+
+
+def _tpu():
+  # On a TPU VM that is not part of a slice the TPU is this machine's own.
+  name = os.environ.get('TPU_NAME', 'local')
+  try:
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+    if name != 'local':
+      tf.config.experimental_connect_to_cluster(resolver)
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+  except (tf.errors.OpError, ValueError, RuntimeError) as e:
+    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    raise UserError(
+        f'distribute.strategy is tpu, but no TPU answers as {name!r}'
+        f' ({reason}): run on a Cloud TPU VM with tensorflow-tpu installed, and'
+        ' set TPU_NAME on a slice'
+    ) from e
+  return tf.distribute.TPUStrategy(resolver)

@@ -1,0 +1,43 @@
+"""How a program tells its user what to mend."""
+
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+
+class UserError(Exception):
+  """Bad input, or a machine that lacks something: what the user can mend.
+
+  The message is one line: what was got, what was expected, how to mend it.
+  """
+
+
+def run(main):
+  """`absl.app.run`, but a user's mistake is one line and exit code 1."""
+
+  def parse(argv):
+    flags.FLAGS.set_default('verbosity', logging.INFO)
+    try:
+      return flags.FLAGS(argv)
+    # ml_collections raises what ConfigDict raises for a key it lacks.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
+            OSError) as e:  # fmt: skip
+      _exit(e)
+
+  def guarded(argv):
+    if len(argv) > 1:
+      _exit(f'unknown argument {argv[1]!r}: flags begin with --')
+    try:
+      main()
+    except UserError as e:
+      _exit(e)
+
+  app.run(guarded, flags_parser=parse)
+
+
+def _exit(error):
+  message = ' '.join(str(error).split())
+  print(f'ddpm: error: {message}', file=sys.stderr)
+  sys.exit(1)

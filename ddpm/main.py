@@ -1,0 +1,83 @@
+"""Trains a diffusion model.
+
+  python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
+
+To resume, run the same command again.
+"""
+
+import os
+import resource
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+import tensorflow as tf
+
+from ddpm import config as config_lib
+from ddpm import distribute
+from ddpm import train
+from ddpm.errors import UserError
+from ddpm.errors import run
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment: a file of configs/.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder for checkpoints and logs; shared by all workers.'
+)
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Run one step, print the sizes of things, write nothing.'
+)
+
+
+def main():
+  config = _CONFIG.value
+  if config is None:
+    raise UserError('--config is missing: a file of configs/')
+  if not (_DRY_RUN.value or _WORKDIR.value):
+    raise UserError('--workdir is missing: a folder for the run')
+  config_lib.validate(config)
+  if config.deterministic:
+    tf.config.experimental.enable_op_determinism()
+  strategy = distribute.make_strategy(
+      config.distribute.strategy,
+      virtual_devices=config.distribute.virtual_devices,
+  )
+  if _DRY_RUN.value:
+    _dry_run(config, strategy)
+    return
+  _make_workdir(_WORKDIR.value)
+  train.train(config, _WORKDIR.value, strategy)
+
+
+def _dry_run(config, strategy):
+  trainer = train.Trainer(config, strategy)
+  metrics = trainer.run(next(trainer.blocks(0)), 0, 1)
+  print(f'parameters: {trainer.layout.size}')
+  print(f'devices: {", ".join(strategy.extended.worker_devices)}')
+  print(f'replicas: {strategy.num_replicas_in_sync}')
+  print(f'per-replica batch: {trainer.replica_batch_size}')
+  print(f'loss of the first step: {metrics["loss"]:.6f}')
+  gpus = tf.config.list_logical_devices('GPU')
+  for gpu in gpus:
+    peak = tf.config.experimental.get_memory_info(gpu.name)['peak']
+    print(f'memory: {peak / 2**30:.2f} GiB at the peak on {gpu.name}')
+  if not gpus:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f'memory: {peak / 2**30:.2f} GiB at the peak of the process')
+
+
+def _make_workdir(workdir):
+  try:
+    tf.io.gfile.makedirs(workdir)
+  except tf.errors.OpError as e:
+    raise UserError(
+        f'--workdir {workdir} cannot be made: {e.message}'
+    ) from e
+  # Folders of a bucket have no permissions to ask for.
+  if os.path.isdir(workdir) and not os.access(workdir, os.W_OK):
+    raise UserError(f'--workdir {workdir} is not writable')
+
+
+if __name__ == '__main__':
+  run(main)

@@ -1,0 +1,162 @@
+"""Draws images from a trained model.
+
+  python -m ddpm.sample --workdir=runs/mnist5k --seeds=0-63 --outdir=out
+
+Writes samples.npz, grid.png and manifest.json. The run may still be training.
+"""
+
+import io
+import json
+import os
+import re
+import time
+
+from absl import flags
+from absl import logging
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+import ddpm
+from ddpm import checkpoint
+from ddpm import config as config_lib
+from ddpm import samplers
+from ddpm import state
+from ddpm import writers
+from ddpm.errors import UserError
+from ddpm.errors import run
+
+# A grid of more images than this is nothing to look at.
+_GRID_IMAGES = 256
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
+_SEEDS = flags.DEFINE_string(
+    'seeds', '0-63', 'One image for each: ranges and lists, as 0-63 or 3,7,20-29.'
+)
+_SAMPLER = flags.DEFINE_string(
+    'sampler', None, 'ancestral or ddim; by default what the config says.'
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', None, 'Steps of the sampler; by default what the config says.'
+)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images drawn at once.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
+_WEIGHTS = flags.DEFINE_string(
+    'weights', 'ema', 'ema (the first of ema.decays) or raw.'
+)
+
+
+def main():
+  started = time.monotonic()
+  workdir, outdir = _WORKDIR.value, _OUTDIR.value
+  if not workdir or not outdir:
+    raise UserError('--workdir and --outdir are needed: the run, and a folder')
+  config = config_lib.load(workdir)
+  path = checkpoint.find(workdir, _CHECKPOINT.value)
+  if config is None:
+    raise UserError(f'{workdir} has checkpoints, but no config.json')
+  seeds = parse_seeds(_SEEDS.value)
+  sampler = _SAMPLER.value or config.sample.sampler
+  steps = config.sample.steps if _STEPS.value is None else _STEPS.value
+  _check_flags(config, sampler, steps)
+  try:
+    tf.io.gfile.makedirs(outdir)
+  except tf.errors.OpError as e:
+    raise UserError(f'--outdir {outdir} cannot be made: {e.message}') from e
+
+  model = config_lib.build_model(config)
+  layout = state.Layout(model)
+  weights = 'raw' if _WEIGHTS.value == 'raw' else str(config.ema.decays[0])
+  step, params = checkpoint.read_weights(path, layout, weights)
+  name = 'raw' if weights == 'raw' else f'ema:{weights}'
+  logging.info(
+      '%d images from %s (%s), %s, %d steps',
+      len(seeds), path, name, sampler, steps,
+  )  # fmt: skip
+  draw = samplers.Sampler(
+      model,
+      layout,
+      config_lib.build_diffusion(config),
+      sampler=sampler,
+      steps=steps,
+      variance=config.diffusion.variance,
+      batch_size=min(_BATCH_SIZE.value, len(seeds)),
+      jit_compile=config.jit_compile,
+  )
+  images = []
+  # The bar is silent where there is no terminal.
+  with tqdm.tqdm(total=len(seeds), unit='image', disable=None) as bar:
+    for batch in draw(params, seeds):
+      images.append(batch)
+      bar.update(len(batch))
+  images = np.concatenate(images)
+
+  arrays = {'images': images, 'seeds': seeds}
+  if config.model.num_classes:
+    arrays['labels'] = draw.labels(seeds)
+  file = io.BytesIO()
+  np.savez_compressed(file, **arrays)
+  writers.write_file(os.path.join(outdir, 'samples.npz'), file.getvalue())
+  grid = writers.grid(images[:_GRID_IMAGES])
+  writers.write_png(os.path.join(outdir, 'grid.png'), grid)
+  manifest = {
+      'checkpoint': path,
+      'step': step,
+      'weights': name,
+      'sampler': sampler,
+      'steps': steps,
+      'seeds': _SEEDS.value,
+      'num_images': len(seeds),
+      'config': config.to_dict(),
+      'versions': {
+          'ddpm': ddpm.__version__,
+          'tensorflow': tf.__version__,
+          'numpy': np.__version__,
+      },
+      'seconds': time.monotonic() - started,
+  }
+  text = json.dumps(manifest, indent=2) + '\n'
+  writers.write_file(os.path.join(outdir, 'manifest.json'), text.encode())
+  logging.info('wrote %s', os.path.join(outdir, 'grid.png'))
+
+
+def parse_seeds(text):
+  """The seeds of '0-63' or '3,7,20-29', in that order: int64 array [N].
+
+  Raises:
+    UserError: not of that form, or a seed twice.
+  """
+  seeds = []
+  for part in text.split(','):
+    match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last < 2**63:
+      raise UserError(
+          f'--seeds is {text!r}, expected ranges and lists such as 0-63 or'
+          ' 3,7,20-29'
+      )
+    seeds.append(np.arange(first, last + 1, dtype=np.int64))
+  seeds = np.concatenate(seeds)
+  if len(np.unique(seeds)) < len(seeds):
+    raise UserError(f'--seeds {text!r} names a seed twice')
+  return seeds
+
+
+def _check_flags(config, sampler, steps):
+  if sampler not in samplers.SAMPLERS:
+    expected = ', '.join(samplers.SAMPLERS)
+    raise UserError(f'--sampler is {sampler!r}, expected one of: {expected}')
+  if not 1 <= steps <= config.diffusion.num_timesteps:
+    raise UserError(
+        f'--steps is {steps}, expected 1 to'
+        f' {config.diffusion.num_timesteps}, the timesteps of the model'
+    )
+  if _WEIGHTS.value not in ('ema', 'raw'):
+    raise UserError(f'--weights is {_WEIGHTS.value!r}, expected ema or raw')
+  if _BATCH_SIZE.value < 1:
+    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
+
+
+if __name__ == '__main__':
+  run(main)

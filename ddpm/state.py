@@ -1,0 +1,88 @@
+"""All that a run has to remember, as a few flat variables.
+
+The weights of the network are one vector [P]. So an all-reduce is one
+message, and Adam, clip, averages and checkpoints are a few ops, whatever the
+number of layers. The network itself (`UNet`) only lends its code and shapes.
+"""
+
+import json
+import math
+
+import tensorflow as tf
+
+from ddpm import optimizer
+
+
+class Layout:
+  """Names and shapes of a network's weights, in the flat vector's order."""
+
+  def __init__(self, model):
+    self._weights = [
+        (v.path, tuple(v.shape)) for v in model.trainable_variables
+    ]
+    self._sizes = [math.prod(shape) for _, shape in self._weights]
+    self.size = sum(self._sizes)
+
+  def to_json(self):
+    return json.dumps([[name, list(shape)] for name, shape in self._weights])
+
+  def split(self, flat):
+    """The vector [P] as the list of weights that `stateless_call` takes."""
+    parts = tf.split(flat, self._sizes)
+    return [
+        tf.reshape(part, shape)
+        for part, (_, shape) in zip(parts, self._weights)
+    ]
+
+
+def flatten(weights):
+  """The vector [P] of a list of weights."""
+  return tf.concat([tf.reshape(w, [-1]) for w in weights], axis=0)
+
+
+class State:
+  """The variables of a run. Create it in the scope of the strategy.
+
+  Every replica holds a copy and makes the same update to it, from the same
+  all-reduced gradient. To TensorFlow that is a variable synchronised on read
+  whose first copy counts: no merge of replicas is needed to write it, it is
+  saved once, and restored to every replica of whatever strategy reads it.
+
+  Attributes:
+    step: int64 scalar, steps done.
+    params: float32 [P], the weights.
+    adam_m, adam_v: float32 [P], Adam's moments.
+    ema: dict of float32 [P], the averages, named by their decays: '0.9999'.
+    loss_scale: float32 scalar, 1 unless the precision is float16.
+    good_steps: int32 scalar, finite steps since the loss scale last changed.
+    skipped_steps: int32 scalar, the last steps in a row whose gradient was
+      not finite. Such a step changes no weight.
+  """
+
+  def __init__(self, params, *, ema_decays, use_loss_scale):
+    self.step = _variable(tf.zeros([], tf.int64))
+    self.params = _variable(params)
+    self.adam_m = _variable(tf.zeros_like(params))
+    self.adam_v = _variable(tf.zeros_like(params))
+    self.ema = {str(decay): _variable(params) for decay in ema_decays}
+    scale = optimizer.INITIAL_LOSS_SCALE if use_loss_scale else 1.0
+    self.loss_scale = _variable(tf.constant(scale))
+    self.good_steps = _variable(tf.zeros([], tf.int32))
+    self.skipped_steps = _variable(tf.zeros([], tf.int32))
+
+  def variables(self):
+    """The variables as a nest: a dict that mirrors the attributes."""
+    return dict(vars(self))
+
+  def read(self):
+    """The values, as the same nest of tensors."""
+    return tf.nest.map_structure(tf.convert_to_tensor, self.variables())
+
+
+def _variable(value):
+  return tf.Variable(
+      value,
+      trainable=False,
+      synchronization=tf.VariableSynchronization.ON_READ,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+  )

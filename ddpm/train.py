@@ -1,0 +1,275 @@
+"""The training loop, from top to bottom."""
+
+import os
+import time
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+
+from ddpm import checkpoint
+from ddpm import config as config_lib
+from ddpm import data
+from ddpm import distribute
+from ddpm import optimizer
+from ddpm import samplers
+from ddpm import state as state_lib
+from ddpm import step as step_lib
+from ddpm import writers
+from ddpm.errors import UserError
+
+# Every grid of a run shows the same seeds, so that progress shows.
+_GRID_SEEDS = np.arange(64)
+
+
+def train(config, workdir, strategy):
+  """Trains to config.train.num_steps, from the newest checkpoint if any.
+
+  Args:
+    config: a valid config.
+    workdir: folder of the run, shared by all workers.
+    strategy: `tf.distribute.Strategy`.
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  chief = distribute.is_chief(strategy)
+  if checkpoint.find_all(workdir):
+    config_lib.check_same_trajectory(config, workdir)
+  trainer = Trainer(config, strategy)
+  checkpoints = checkpoint.Checkpointer(
+      workdir,
+      trainer.state,
+      trainer.layout,
+      writes=chief,
+      keep_last=config.train.keep_last,
+      keep_every_steps=config.train.keep_every_steps,
+  )
+  step = saved = checkpoints.restore()
+  if chief:
+    config_lib.save(config, workdir)
+  log = writers.Writers(
+      workdir, first_step=step, num_steps=config.train.num_steps, writes=chief
+  )
+  logging.info(
+      '%s at step %d of %d: %s parameters, %d replicas x %d images',
+      'resuming' if step else 'starting', step, config.train.num_steps,
+      f'{trainer.layout.size:,}', strategy.num_replicas_in_sync,
+      trainer.replica_batch_size,
+  )  # fmt: skip
+
+  blocks = trainer.blocks(step)
+  block = None
+  # Speed is measured from the end of the first step, which compiles.
+  timed_step = timed_at = None
+  while step < config.train.num_steps:
+    if block is None or step % config.train.steps_per_loop == 0:
+      block = next(blocks)
+    # The first call is one step, so that the wait for it has an end in sight.
+    n = 1 if timed_at is None else _steps_to_next_event(step, config.train)
+    metrics = trainer.run(block, step % config.train.steps_per_loop, n)
+    step += n
+    log.progress(step)
+
+    if timed_at is None:
+      timed_step, timed_at = step, time.monotonic()
+      logging.info('first step done')
+    if step % config.train.log_every_steps == 0:
+      seconds = time.monotonic() - timed_at
+      images = (step - timed_step) * config.train.batch_size
+      metrics['images_per_second'] = images / seconds if images else 0.0
+      log.numbers(step, metrics)
+      timed_step, timed_at = step, time.monotonic()
+    if step % config.train.checkpoint_every_steps == 0:
+      checkpoints.save(step)
+      saved = step
+    if _due(step, config.train.sample_every_steps):
+      path = os.path.join(workdir, 'samples', f'step_{step:08d}.png')
+      log.images(step, trainer.draw(_GRID_SEEDS), path)
+
+  if saved != step:
+    checkpoints.save(step)
+  if chief:
+    path = os.path.join(workdir, 'grid.png')
+    log.images(step, trainer.draw(_GRID_SEEDS), path)
+    logging.info('step %d, done: %s', step, path)
+  log.close()
+
+
+class Trainer:
+  """Model, data, state and compiled step of a config, on a strategy.
+
+  Attributes:
+    state: `state.State`.
+    layout: `state.Layout` of the model.
+    replica_batch_size: images of one replica in a step.
+
+  Raises:
+    UserError: config, data and strategy do not fit each other.
+  """
+
+  def __init__(self, config, strategy):
+    self._config = config
+    self._strategy = strategy
+    replicas = strategy.num_replicas_in_sync
+    if config.train.batch_size % replicas:
+      raise UserError(
+          f'config: train.batch_size {config.train.batch_size} is not'
+          f' divisible by the {replicas} replicas: use'
+          f' {max(1, config.train.batch_size // replicas) * replicas}, say'
+      )
+    self.replica_batch_size = config.train.batch_size // replicas
+    self._source = _load_data(config)
+    self._model = config_lib.build_model(config)
+    self._diffusion = config_lib.build_diffusion(config)
+    self.layout = state_lib.Layout(self._model)
+    self._sampler = None
+
+    use_loss_scale = config.precision == 'mixed_float16'
+    params = state_lib.flatten(self._model.trainable_variables)
+    with strategy.scope():
+      self.state = state_lib.State(
+          params,
+          ema_decays=config.ema.decays,
+          use_loss_scale=use_loss_scale,
+      )
+    self._max_skipped = config.train.max_skipped_steps * use_loss_scale
+    self._loop = self._make_loop(use_loss_scale)
+
+  def _make_loop(self, use_loss_scale):
+    config = self._config
+    gradient = step_lib.gradient_function(
+        self._model,
+        self.layout,
+        self._diffusion,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        replica_batch_size=self.replica_batch_size,
+        random_flip=config.data.random_flip,
+        dropout=config.model.dropout > 0,
+        jit_compile=config.jit_compile,
+    )
+    per_replica = config.optimizer.clip == 'per_replica'
+    update = step_lib.update_function(
+        self.state,
+        rate=lambda step: optimizer.learning_rate(
+            step,
+            base=config.optimizer.learning_rate,
+            warmup_steps=config.optimizer.warmup_steps,
+            decay=config.optimizer.decay,
+            decay_steps=config.optimizer.decay_steps,
+        ),
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        epsilon=config.optimizer.epsilon,
+        clip_norm=0.0 if per_replica else config.optimizer.clip_norm,
+        use_loss_scale=use_loss_scale,
+        jit_compile=config.jit_compile,
+    )
+    replicas = self._strategy.num_replicas_in_sync
+    local_clip = config.optimizer.clip_norm / replicas if per_replica else 0.0
+    loop = step_lib.loop_function(
+        self._strategy,
+        self.state,
+        gradient,
+        update,
+        local_clip_norm=local_clip,
+        max_skipped_steps=self._max_skipped,
+    )
+    return tf.function(loop, autograph=False)
+
+  def blocks(self, step):
+    """Iterator over the blocks of batches, from the one that holds a step."""
+    config = self._config
+
+    def make_dataset(context):
+      return data.batches(
+          self._source,
+          seed=config.seed,
+          batch_size=config.train.batch_size,
+          first_block=step // config.train.steps_per_loop,
+          steps_per_block=config.train.steps_per_loop,
+          context=context,
+      )
+
+    return iter(
+        self._strategy.distribute_datasets_from_function(make_dataset)
+    )
+
+  def run(self, block, first, n):
+    """Runs n steps, from the `first` of a block.
+
+    Returns:
+      Dict of numbers: the metrics of the last step.
+
+    Raises:
+      UserError: a step's loss or gradient was not finite (in float16, too
+        many in a row); the state is that of the last good step.
+    """
+    metrics = self._loop(
+        block, tf.constant(first), tf.constant(first + n)
+    )
+    metrics = {name: value.numpy().item() for name, value in metrics.items()}
+    if metrics['skipped_steps'] > self._max_skipped:
+      step = self.state.step.numpy() - 1
+      raise UserError(
+          f'step {step}: loss {metrics["loss"]}, norm of the gradient'
+          f' {metrics["gradient_norm"]}, not finite: lower'
+          ' optimizer.learning_rate, or use another precision; the last'
+          ' checkpoint is from before that'
+      )
+    return metrics
+
+  def draw(self, seeds):
+    """Draws images from the first EMA: uint8 [N, H, W, C]."""
+    if self._sampler is None:
+      self._sampler = samplers.Sampler(
+          self._model,
+          self.layout,
+          self._diffusion,
+          sampler=self._config.sample.sampler,
+          steps=self._config.sample.steps,
+          variance=self._config.diffusion.variance,
+          batch_size=len(seeds),
+          jit_compile=self._config.jit_compile,
+      )
+    params = self.state.ema[str(self._config.ema.decays[0])].read_value()
+    return np.concatenate(list(self._sampler(params, seeds)))
+
+
+def _load_data(config):
+  source = data.load(
+      config.data.name,
+      data_dir=config.data.data_dir,
+      split=config.data.split,
+      image_size=config.data.image_size,
+  )
+  channels = source.images.shape[-1]
+  if channels != config.model.image_channels:
+    raise UserError(
+        f'config: model.image_channels is {config.model.image_channels}, but'
+        f' the images of {config.data.name} have {channels}'
+    )
+  classes = config.model.num_classes
+  if classes and classes != source.num_classes:
+    raise UserError(
+        f'config: model.num_classes is {classes}, but {config.data.name} has'
+        f' {source.num_classes}'
+    )
+  return source
+
+
+def _due(step, every):
+  """Whether something that happens every so many steps (0: never) is due."""
+  return bool(every) and step % every == 0
+
+
+def _steps_to_next_event(step, train):
+  """Steps until the loop must return: a block's end, a save, a log, the end."""
+  periods = (
+      train.steps_per_loop,
+      train.log_every_steps,
+      train.checkpoint_every_steps,
+      train.sample_every_steps,
+  )
+  return min(train.num_steps - step, *(p - step % p for p in periods if p))

@@ -1,0 +1,202 @@
+"""Numbers and pictures, to people: metrics.jsonl, TensorBoard, the terminal."""
+
+import json
+import os
+import sys
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+
+class Writers:
+  """All places that a run reports to.
+
+  Args:
+    workdir: the run's folder.
+    first_step: step that the run starts at; later ones in the log of an
+      earlier start are dropped, since they are done again.
+    num_steps: step that the run ends at.
+    writes: whether this process reports at all.
+  """
+
+  def __init__(self, workdir, *, first_step, num_steps, writes):
+    self._sinks = []
+    if writes:
+      self._sinks = [
+          _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
+          _TensorBoard(os.path.join(workdir, 'tensorboard')),
+          _Bar(first_step, num_steps) if sys.stderr.isatty() else _Lines(),
+      ]
+
+  def numbers(self, step, metrics):
+    """Reports a dict of numbers."""
+    for sink in self._sinks:
+      sink.numbers(step, metrics)
+
+  def progress(self, step):
+    """Reports that a step is done, without numbers."""
+    for sink in self._sinks:
+      sink.progress(step)
+
+  def images(self, step, images, path):
+    """Reports images, uint8 [N, H, W, C], as a grid written to a path."""
+    for sink in self._sinks:
+      sink.images(step, images)
+    if self._sinks:
+      write_png(path, grid(images))
+
+  def close(self):
+    for sink in self._sinks:
+      sink.close()
+
+
+def grid(images):
+  """Lays images out in a square, row by row, 2 pixels apart.
+
+  Args:
+    images: uint8 [N, H, W, C].
+
+  Returns:
+    uint8 [rows * (H + 2) + 2, columns * (W + 2) + 2, C].
+  """
+  n, h, w, c = images.shape
+  columns = int(np.ceil(np.sqrt(n)))
+  rows = -(-n // columns)
+  cells = np.zeros([rows * columns, h + 2, w + 2, c], np.uint8)
+  cells[:n, 2:, 2:] = images
+  cells = cells.reshape(rows, columns, h + 2, w + 2, c)
+  picture = cells.swapaxes(1, 2).reshape(rows * (h + 2), columns * (w + 2), c)
+  return np.pad(picture, [(0, 2), (0, 2), (0, 0)])
+
+
+def write_png(path, image):
+  """Writes an image, uint8 [H, W, C], whole or not at all."""
+  write_file(path, tf.io.encode_png(image).numpy())
+
+
+def write_file(path, data):
+  """Writes bytes to a path (or a bucket's), whole or not at all."""
+  tf.io.gfile.makedirs(os.path.dirname(path))
+  with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
+    f.write(data)
+  tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+
+
+class _JsonLines:
+  """One JSON object a line. Floats are written so that they read back equal."""
+
+  def __init__(self, path, first_step):
+    if tf.io.gfile.exists(path):
+      with tf.io.gfile.GFile(path) as f:
+        lines = f.read().splitlines(keepends=True)
+      write_file(path, ''.join(_up_to(lines, first_step)).encode())
+    self._file = tf.io.gfile.GFile(path, 'a')
+
+  def numbers(self, step, metrics):
+    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    self._file.flush()
+
+  def progress(self, step):
+    pass
+
+  def images(self, step, images):
+    pass
+
+  def close(self):
+    self._file.close()
+
+
+def _up_to(lines, last_step):
+  """The whole lines of a log whose step is at most last_step."""
+  for line in lines:
+    try:
+      step = json.loads(line)['step']
+    except ValueError:  # A line that a crash cut short is the last one.
+      return
+    if step <= last_step and line.endswith('\n'):
+      yield line
+
+
+class _TensorBoard:
+  """Summaries. `tf.summary.scalar` and `image` need TensorBoard to write what
+  they write; only who looks at it should need it."""
+
+  def __init__(self, directory):
+    self._writer = tf.summary.create_file_writer(directory)
+
+  def numbers(self, step, metrics):
+    with self._writer.as_default(step=step):
+      for name, value in metrics.items():
+        value = tf.constant(value, tf.float32)
+        tf.summary.write(name, value, metadata=_metadata('scalars', 'SCALAR'))
+
+  def progress(self, step):
+    pass
+
+  def images(self, step, images):
+    picture = grid(images)
+    height, width = [str(n).encode() for n in picture.shape[:2]]
+    value = tf.stack([width, height, tf.io.encode_png(picture)])
+    metadata = _metadata('images', 'BLOB_SEQUENCE')
+    with self._writer.as_default(step=step):
+      tf.summary.write('samples', value, metadata=metadata)
+    self._writer.flush()
+
+  def close(self):
+    self._writer.close()
+
+
+def _metadata(plugin, data_class):
+  """What tells TensorBoard which of its plugins shows a tensor."""
+  metadata = tf.compat.v1.SummaryMetadata()
+  metadata.plugin_data.plugin_name = plugin
+  data_classes = type(metadata).DESCRIPTOR.fields_by_name['data_class']
+  values = data_classes.enum_type.values_by_name
+  metadata.data_class = values[f'DATA_CLASS_{data_class}'].number
+  return metadata
+
+
+class _Bar:
+  """A progress bar, for a terminal."""
+
+  def __init__(self, first_step, num_steps):
+    self._bar = tqdm.tqdm(
+        total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
+    )
+
+  def numbers(self, step, metrics):
+    self._bar.set_postfix(
+        loss=f'{metrics["loss"]:.4f}',
+        img_s=f'{metrics["images_per_second"]:.0f}',
+        refresh=False,
+    )
+
+  def progress(self, step):
+    self._bar.update(step - self._bar.n)
+
+  def images(self, step, images):
+    pass
+
+  def close(self):
+    self._bar.close()
+
+
+class _Lines:
+  """Plain lines, for a log."""
+
+  def numbers(self, step, metrics):
+    logging.info(
+        'step %d  loss %.4f  %.1f images/s',
+        step, metrics['loss'], metrics['images_per_second'],
+    )  # fmt: skip
+
+  def progress(self, step):
+    pass
+
+  def images(self, step, images):
+    pass
+
+  def close(self):
+    pass
