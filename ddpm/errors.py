@@ -27,6 +27,10 @@ def run(main):
       _exit(e)
 
   def guarded(argv):
+    # TensorFlow counts the microseconds of each save.
+    logging.get_absl_logger().addFilter(
+        lambda record: record.module != 'functional_saver'
+    )
     if len(argv) > 1:
       _exit(f'unknown argument {argv[1]!r}: flags begin with --')
     try:

@@ -60,27 +60,27 @@ def train(config, workdir, strategy):
 
   blocks = trainer.blocks(step)
   block = None
-  # Speed is measured from the end of the first step, which compiles.
-  timed_step = timed_at = None
+  first_step = timed_step = step
+  timed_at = time.monotonic()
   while step < config.train.num_steps:
     if block is None or step % config.train.steps_per_loop == 0:
       block = next(blocks)
     # The first call is one step, so that the wait for it has an end in sight.
-    n = 1 if timed_at is None else _steps_to_next_event(step, config.train)
+    first = step == first_step
+    n = 1 if first else _steps_to_next_event(step, config.train)
     metrics = trainer.run(block, step % config.train.steps_per_loop, n)
     step += n
     log.progress(step)
 
-    if timed_at is None:
-      timed_step, timed_at = step, time.monotonic()
-      logging.info('first step done')
-    if step % config.train.log_every_steps == 0:
-      seconds = time.monotonic() - timed_at
+    if _due(step, config.train.log_every_steps):
       images = (step - timed_step) * config.train.batch_size
-      metrics['images_per_second'] = images / seconds if images else 0.0
+      metrics['images_per_second'] = images / (time.monotonic() - timed_at)
       log.numbers(step, metrics)
+    if first:
+      logging.info('step %d done, compiled', step)
+    if first or _due(step, config.train.log_every_steps):
       timed_step, timed_at = step, time.monotonic()
-    if step % config.train.checkpoint_every_steps == 0:
+    if _due(step, config.train.checkpoint_every_steps):
       checkpoints.save(step)
       saved = step
     if _due(step, config.train.sample_every_steps):

@@ -1,0 +1,106 @@
+"""What the tests share: a CPU split in eight, and a tiny experiment."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from configs import mnist5k
+from ddpm import diffusion as diffusion_lib
+from ddpm import state as state_lib
+from ddpm import unet
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices('CPU')[0],
+    [tf.config.LogicalDeviceConfiguration()] * 8,
+)
+
+
+def tiny_config():
+  """mnist5k with a network that compiles in seconds."""
+  config = mnist5k.get_config()
+  config.model.channels = 8
+  config.model.channel_multipliers = (1,)
+  config.model.num_res_blocks = 1
+  config.model.attention_resolutions = ()
+  config.model.norm_groups = 4
+  config.model.patch_size = 4
+  config.data.random_flip = True
+  config.model.dropout = 0.1
+  config.diffusion.num_timesteps = 20
+  config.optimizer.warmup_steps = 2
+  config.train.batch_size = 8
+  config.train.num_steps = 4
+  config.train.steps_per_loop = 2
+  config.train.log_every_steps = 1
+  config.train.checkpoint_every_steps = 2
+  config.train.sample_every_steps = 0
+  config.sample.steps = 2
+  return config.lock()
+
+
+# The same, for a command line.
+TINY = [
+    f'--config={ROOT}/configs/mnist5k.py',
+    '--config.model.channels=8',
+    '--config.model.channel_multipliers=(1,)',
+    '--config.model.attention_resolutions=()',
+    '--config.model.norm_groups=4',
+    '--config.model.patch_size=4',
+    '--config.data.random_flip=True',
+    '--config.model.dropout=0.1',
+    '--config.diffusion.num_timesteps=20',
+    '--config.optimizer.warmup_steps=2',
+    '--config.train.batch_size=8',
+    '--config.train.steps_per_loop=2',
+    '--config.train.log_every_steps=1',
+    '--config.train.checkpoint_every_steps=2',
+    '--config.train.sample_every_steps=0',
+    '--config.sample.steps=2',
+]
+
+
+def run_program(module, *args, **env):
+  """Runs `python -m MODULE` to its end, with its output kept as text."""
+  return subprocess.run(
+      [sys.executable, '-m', module, *map(str, args)],
+      cwd=ROOT,
+      env=os.environ | env,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+
+
+class Network:
+  """A tiny U-Net with what goes with it."""
+
+  def __init__(self, **kwargs):
+    settings = {
+        'image_size': 8,
+        'image_channels': 1,
+        'channels': 8,
+        'channel_multipliers': (1, 2),
+        'num_res_blocks': 1,
+        'attention_resolutions': (4,),
+        'norm_groups': 4,
+    } | kwargs
+    self.model = unet.UNet(**settings)
+    self.layout = state_lib.Layout(self.model)
+    betas = diffusion_lib.betas_for(
+        'linear', 20, beta_start=1e-3, beta_end=0.2
+    )
+    self.diffusion = diffusion_lib.Diffusion(betas)
+    # Not the initial weights: those make every block the identity.
+    self.params = state_lib.flatten(self.model.trainable_variables)
+    self.params += 0.05 * tf.random.stateless_normal(self.params.shape, (1, 2))
+
+
+@pytest.fixture(scope='session')
+def network():
+  return Network(dropout=0.1)

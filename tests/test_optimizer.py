@@ -1,0 +1,90 @@
+"""Adam against NumPy and Keras; rates, clip and loss scale by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm import ema
+from ddpm import optimizer
+
+
+def test_adam_agrees_with_the_paper_and_with_keras():
+  rng = np.random.default_rng(0)
+  params = rng.normal(size=7).astype(np.float32)
+  variable = keras.Variable(params)
+  theirs = keras.optimizers.Adam(1e-2, epsilon=1e-12)
+  ours = tf.constant(params), tf.zeros(7), tf.zeros(7)
+  x, m, v = params.astype(np.float64), np.zeros(7), np.zeros(7)
+  for step in range(20):
+    gradient = rng.normal(size=7).astype(np.float32)
+    ours = optimizer.adam(
+        *ours, gradient, tf.constant(step), rate=1e-2, beta1=0.9,
+        beta2=0.999, epsilon=1e-12,
+    )  # fmt: skip
+    theirs.apply([tf.constant(gradient)], [variable])
+    m = 0.9 * m + 0.1 * gradient
+    v = 0.999 * v + 0.001 * gradient.astype(np.float64) ** 2
+    t = step + 1
+    x -= 1e-2 * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-12)
+  np.testing.assert_allclose(ours[0], x, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(ours[0], variable.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_epsilon_stands_outside_the_corrected_root():
+  params, _, _ = optimizer.adam(
+      tf.zeros(1), tf.zeros(1), tf.zeros(1), tf.constant([1e-8]),
+      tf.constant(0), rate=1.0, beta1=0.9, beta2=0.999, epsilon=1e-8,
+  )  # fmt: skip
+  # m_hat = g and sqrt(v_hat) = g, so the step is g / (g + epsilon).
+  assert float(params[0]) == pytest.approx(-0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    'decay, expected',
+    [
+        ('constant', [0, 0.5, 1, 1, 1]),
+        ('linear', [0, 0.45, 0.8, 0.5, 0]),
+        ('cosine', [0, 0.5 * 0.97553, 0.90451, 0.5, 0]),
+    ],
+)
+def test_learning_rate(decay, expected):
+  rates = [
+      optimizer.learning_rate(
+          tf.constant(step, tf.int64),
+          base=1.0,
+          warmup_steps=20,
+          decay=decay,
+          decay_steps=100,
+      )
+      for step in (0, 10, 20, 50, 100)
+  ]
+  np.testing.assert_allclose(rates, expected, atol=1e-5)
+
+
+def test_clip():
+  gradient = tf.constant([3.0, 4.0])
+  for max_norm, expected in ((1.0, [0.6, 0.8]), (10.0, [3, 4]), (0.0, [3, 4])):
+    clipped, norm = optimizer.clip(gradient, max_norm)
+    np.testing.assert_allclose(clipped, expected, rtol=1e-6)
+    assert float(norm) == 5
+
+
+def test_loss_scale():
+  def after(scale, good_steps, finite):
+    scale, good_steps = optimizer.next_loss_scale(
+        tf.constant(scale), tf.constant(good_steps), tf.constant(finite)
+    )
+    return float(scale), int(good_steps)
+
+  assert after(8.0, 5, True) == (8.0, 6)
+  assert after(8.0, 5, False) == (4.0, 0)
+  assert after(8.0, 1999, True) == (16.0, 0)
+  assert after(1.0, 0, False) == (1.0, 0)
+
+
+def test_ema_in_closed_form():
+  average = tf.zeros(2)
+  for _ in range(30):
+    average = ema.update(average, tf.constant([1.0, 2.0]), 0.9)
+  np.testing.assert_allclose(average, (1 - 0.9**30) * np.array([1, 2]), rtol=1e-5)
