@@ -1,4 +1,4 @@
-"""Installs ddpm: `pip install -e .`, with extras `gpu`, `tensorboard`, `test`."""
+"""Installs ddpm: `pip install -e .`; extras `gpu`, `tensorboard`, `test`."""
 
 import os
 import pathlib

@@ -15,7 +15,6 @@ import tensorflow as tf
 from ddpm.errors import UserError
 
 
-
 class Checkpointer:
   """Saves and restores a `state.State`.
 

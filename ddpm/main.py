@@ -9,15 +9,14 @@ import os
 import resource
 
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 import tensorflow as tf
 
 from ddpm import config as config_lib
 from ddpm import distribute
 from ddpm import train
-from ddpm.errors import UserError
 from ddpm.errors import run
+from ddpm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a file of configs/.', lock_config=True

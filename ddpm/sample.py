@@ -23,8 +23,8 @@ from ddpm import config as config_lib
 from ddpm import samplers
 from ddpm import state
 from ddpm import writers
-from ddpm.errors import UserError
 from ddpm.errors import run
+from ddpm.errors import UserError
 
 # A grid of more images than this is nothing to look at.
 _GRID_IMAGES = 256
@@ -32,7 +32,7 @@ _GRID_IMAGES = 256
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
 _SEEDS = flags.DEFINE_string(
-    'seeds', '0-63', 'One image for each: ranges and lists, as 0-63 or 3,7,20-29.'
+    'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
 )
 _SAMPLER = flags.DEFINE_string(
     'sampler', None, 'ancestral or ddim; by default what the config says.'
@@ -130,7 +130,9 @@ def parse_seeds(text):
   seeds = []
   for part in text.split(','):
     match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    first, last = 1, 0
+    if match:
+      first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < 2**63:
       raise UserError(
           f'--seeds is {text!r}, expected ranges and lists such as 0-63 or'

@@ -361,7 +361,10 @@ def check_shapes(
         f' data.image_size={max(1, round(image_size / factor)) * factor}'
     )
   for multiplier in channel_multipliers:
-    for what, number in (('norm_groups', norm_groups), ('num_heads', num_heads)):
+    for what, number in (
+        ('norm_groups', norm_groups),
+        ('num_heads', num_heads),
+    ):
       if channels * multiplier % number:
         raise ValueError(
             f'{channels * multiplier} channels (model.channels {channels} x'

@@ -87,4 +87,5 @@ def test_ema_in_closed_form():
   average = tf.zeros(2)
   for _ in range(30):
     average = ema.update(average, tf.constant([1.0, 2.0]), 0.9)
-  np.testing.assert_allclose(average, (1 - 0.9**30) * np.array([1, 2]), rtol=1e-5)
+  expected = (1 - 0.9**30) * np.array([1, 2])
+  np.testing.assert_allclose(average, expected, rtol=1e-5)

@@ -1,9 +1,9 @@
 """Samplers against plain loops, and on data whose denoiser is known."""
 
+from conftest import Network
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Network
 
 from ddpm import diffusion
 from ddpm import rng

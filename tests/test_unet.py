@@ -1,9 +1,9 @@
-"""Parameter counts of the papers, an independent NumPy forward pass, refusals."""
+"""Parameter counts of the papers, a NumPy forward pass, refusals."""
 
+from conftest import Network
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Network
 
 from ddpm import config as config_lib
 from ddpm import rng
@@ -56,7 +56,10 @@ class Oracle:
   def __init__(self, network):
     weights = network.layout.split(network.params)
     names = [v.path for v in network.model.trainable_variables]
-    self.w = {n.removeprefix('unet/'): w.numpy() for n, w in zip(names, weights)}
+    self.w = {
+        name.removeprefix('unet/'): weight.numpy()
+        for name, weight in zip(names, weights)
+    }
 
   def silu(self, x):
     return x / (1 + np.exp(-x))
@@ -74,9 +77,10 @@ class Oracle:
 
   def conv(self, x, name, stride=1):
     kernel = self.w[name + '/kernel']
-    b, h, w, _ = x.shape
+    h, w = x.shape[1:3]
     # TensorFlow's SAME: one pixel on each side, or (0, 1) with stride 2.
-    x = np.pad(x, [(0, 0)] + [(1, 1) if stride == 1 else (0, 1)] * 2 + [(0, 0)])
+    pad = (1, 1) if stride == 1 else (0, 1)
+    x = np.pad(x, [(0, 0), pad, pad, (0, 0)])
     out = sum(
         x[:, i : i + h : stride, j : j + w : stride] @ kernel[i, j]
         for i in range(3)
@@ -175,8 +179,8 @@ def test_patches_classes_and_mixed_precision():
   x = tf.random.stateless_normal([2, 8, 8, 1], (0, 0))
   t = tf.constant([3, 3])
   outputs = [
-      network.model.stateless_call(weights, [], x, t, labels=tf.constant(labels))
-      for labels in ([0, 0], [2, 2])
+      network.model.stateless_call(weights, [], x, t, labels=labels)
+      for labels in (tf.constant([0, 0]), tf.constant([2, 2]))
   ]
   first, second = [output.numpy() for output, _ in outputs]
   assert first.dtype == np.float32 and first.shape == (2, 8, 8, 1)

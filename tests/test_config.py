@@ -1,0 +1,90 @@
+"""Every refusal by its message; what a workdir keeps."""
+
+import json
+import pathlib
+
+from ml_collections import config_dict
+import pytest
+
+from configs import cifar10
+from configs import default
+from configs import mnist
+from configs import mnist5k
+from ddpm import config as config_lib
+from ddpm.errors import UserError
+
+
+@pytest.mark.parametrize('module', [default, mnist5k, mnist, cifar10])
+def test_configs_are_valid_and_open_with_their_command(module):
+  config_lib.validate(module.get_config().lock())
+  if module is not default:
+    name = pathlib.Path(module.__file__).name
+    assert f'--config=configs/{name}' in module.__doc__
+
+
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('precision', 'float64', "precision is 'float64', expected one of"),
+        ('diffusion.schedule', 'sqrt', "schedule is 'sqrt', expected one of"),
+        ('diffusion.prediction', 'z', "prediction is 'z', expected one of"),
+        ('diffusion.loss', 'l1', "loss is 'l1', expected one of: simple"),
+        ('diffusion.variance', 'x', "variance is 'x', expected one of"),
+        ('optimizer.decay', 'step', "decay is 'step', expected one of"),
+        ('optimizer.clip', 'value', "clip is 'value', expected one of"),
+        ('sample.sampler', 'euler', "sampler is 'euler', expected one of"),
+        ('distribute.strategy', 'gpu', "strategy is 'gpu', expected one of"),
+        ('train.batch_size', 0, 'batch_size is 0, expected at least 1'),
+        ('seed', -1, 'seed is -1, expected at least 0'),
+        ('model.dropout', 1.0, 'dropout is 1.0, expected < 1'),
+        ('sample.steps', 1001, 'steps is 1001, expected at most'),
+        ('model.channel_multipliers', (), 'channel_multipliers is empty'),
+        ('ema.decays', (), 'decays is empty'),
+        ('ema.decays', (1.0,), 'decays has 1.0'),
+        ('data.image_size', 30, 'image size 30 is not divisible by 4'),
+        ('model.norm_groups', 7, 'not divisible by model.norm_groups 7'),
+    ],
+)
+def test_refuses(name, value, message):
+  config = mnist5k.get_config()
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=message):
+    config_lib.validate(config)
+
+
+def test_a_workdir_describes_itself(tmp_path):
+  assert config_lib.load(str(tmp_path)) is None
+  config = mnist5k.get_config()
+  config_lib.save(config, str(tmp_path))
+  loaded = config_lib.load(str(tmp_path))
+  assert loaded.to_dict() == config.to_dict()
+  assert loaded.is_locked
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
+  (tmp_path / 'config.json').write_text('{"seed": ')
+  with pytest.raises(UserError, match=r'config.json is not a config'):
+    config_lib.load(str(tmp_path))
+
+
+def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):
+  config_lib.save(mnist5k.get_config(), str(tmp_path))
+  config = mnist5k.get_config()
+  config.update_from_flattened_dict({
+      'train.num_steps': 9, 'train.log_every_steps': 9, 'jit_compile': False,
+      'distribute.strategy': 'mirrored', 'data.data_dir': '/elsewhere',
+  })  # fmt: skip
+  config_lib.check_same_trajectory(config, str(tmp_path))
+  config.update_from_flattened_dict({
+      'seed': 1, 'train.batch_size': 16, 'ema.decays': (0.9,),
+  })  # fmt: skip
+  with pytest.raises(UserError) as error:
+    config_lib.check_same_trajectory(config, str(tmp_path))
+  message = str(error.value)
+  assert 'ema.decays (0.995,) -> (0.9,)' in message
+  assert 'seed 0 -> 1' in message
+  assert 'train.batch_size 64 -> 16' in message
+  assert 'jit' not in message
+
+
+def test_a_config_is_rebuilt_as_what_it_was():
+  config = config_dict.ConfigDict(mnist5k.get_config().to_dict())
+  assert config_lib.build_diffusion(config).prediction == 'v'

@@ -1,0 +1,135 @@
+"""Order of the images as a function; parts of workers; refusals."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm import data
+from ddpm.errors import UserError
+
+
+def indices(step, positions, *, seed=0, n=10, batch_size=4):
+  return data.batch_indices(
+      seed,
+      tf.constant(step, tf.int64),
+      tf.constant(positions, tf.int64),
+      batch_size=batch_size,
+      num_images=n,
+  ).numpy()
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+  # 5 batches of 4 are two epochs of 10, across an edge in the third batch.
+  order = np.concatenate([indices(step, [0, 1, 2, 3]) for step in range(5)])
+  first, second = order[:10], order[10:]
+  assert sorted(first) == sorted(second) == list(range(10))
+  assert list(first) != list(second)
+  assert list(first) != list(range(10))
+
+
+def test_order_depends_on_the_seed_and_costs_nothing_to_enter():
+  far = 10**12
+  one = indices(far, [0, 1, 2, 3], n=60_000)
+  assert list(one) == list(indices(far, [0, 1, 2, 3], n=60_000))
+  assert list(one) != list(indices(far, [0, 1, 2, 3], n=60_000, seed=1))
+  assert list(one[2:]) == list(indices(far, [2, 3], n=60_000))
+
+
+def source(n=10):
+  images = np.arange(n, dtype=np.uint8)[:, None, None, None]
+  return data.Images(images, np.arange(n, dtype=np.int32), n)
+
+
+def elements(count, *, workers=1, worker=0, replicas=2, first_block=0, k=3):
+  context = tf.distribute.InputContext(workers, worker, replicas)
+  dataset = data.batches(
+      source(),
+      seed=0,
+      batch_size=4,
+      first_block=first_block,
+      steps_per_block=k,
+      context=context,
+  )
+  return list(dataset.take(count).as_numpy_iterator())
+
+
+def test_parts_of_replicas_make_the_global_batch():
+  parts = elements(2)
+  assert parts[0]['image'].shape == (3, 2, 1, 1, 1)
+  assert [list(part['position'][0]) for part in parts] == [[0, 1], [2, 3]]
+  for step in range(3):
+    got = np.concatenate([part['label'][step] for part in parts])
+    assert list(got) == list(indices(step, [0, 1, 2, 3]))
+    images = np.concatenate([part['image'][step] for part in parts])
+    assert list(images.ravel()) == list(got)
+
+
+def test_workers_and_resumes_see_the_same_blocks():
+  whole = elements(6)
+  for worker in range(2):
+    part = elements(3, workers=2, worker=worker)
+    for block in range(3):
+      tf.nest.map_structure(
+          np.testing.assert_array_equal, part[block], whole[2 * block + worker]
+      )
+  resumed = elements(2, first_block=2)
+  tf.nest.map_structure(np.testing.assert_array_equal, resumed, whole[4:])
+
+
+def test_mnist5k_is_500_of_each_digit():
+  digits = data.load('mnist5k', data_dir='', split='train', image_size=28)
+  assert digits.images.shape == (5000, 28, 28, 1)
+  assert digits.images.dtype == np.uint8 and digits.num_classes == 10
+  assert list(np.bincount(digits.labels)) == [500] * 10
+  assert digits.images.max() == 255
+  path = pathlib.Path(data.__file__).with_name('mnist5k.npz')
+  assert path.stat().st_size < 1e6
+
+
+@pytest.mark.parametrize(
+    'name, split, size, message',
+    [
+        ('mnist', 'train', 28, "data.name is 'mnist', expected mnist5k or"),
+        ('mnist5k', 'test', 28, "no split 'test'"),
+        ('mnist5k', 'train', 32, 'image_size is 32, but mnist5k is 28 x 28'),
+        ('tfds:no_such_set', 'train', 28, "no data set 'no_such_set'"),
+    ],
+)
+def test_refuses(name, split, size, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    data.load(name, data_dir=str(tmp_path), split=split, image_size=size)
+
+
+def test_unprepared_data_without_network_is_one_line_at_once(
+    monkeypatch, tmp_path
+):
+  import socket
+
+  def refuse(*args):
+    raise OSError('no route to host')
+
+  monkeypatch.setattr(socket, 'create_connection', refuse)
+  monkeypatch.setattr('urllib.request.getproxies', dict)
+  with pytest.raises(UserError, match=r'not prepared in .* no network'):
+    data.load(
+        'tfds:mnist', data_dir=str(tmp_path), split='train', image_size=28
+    )
+
+
+PREPARED = os.environ.get('DDPM_TEST_TFDS', '')
+
+
+@pytest.mark.skipif(
+    not PREPARED, reason='DDPM_TEST_TFDS names no folder with a prepared mnist'
+)
+def test_tfds_mnist():
+  digits = data.load(
+      'tfds:mnist', data_dir=PREPARED, split='test', image_size=14
+  )
+  assert digits.images.shape == (10_000, 14, 14, 1)
+  assert digits.num_classes == 10
+  with pytest.raises(UserError, match="no split 'tset', it has: "):
+    data.load('tfds:mnist', data_dir=PREPARED, split='tset', image_size=28)

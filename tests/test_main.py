@@ -1,0 +1,215 @@
+"""The programs, as users run them: one process each."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from conftest import ROOT
+from conftest import run_program
+from conftest import TINY
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm import sample
+from ddpm.errors import UserError
+
+
+def train(workdir, *args, steps=4, **env):
+  done = run_program(
+      'ddpm.main', *TINY, f'--workdir={workdir}',
+      f'--config.train.num_steps={steps}', *args, **env,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return done
+
+
+def losses(workdir):
+  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [row['step'] for row in rows], np.array([row['loss'] for row in rows])
+
+
+def tensors(workdir, step):
+  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
+  return {
+      name: reader.get_tensor(name)
+      for name in reader.get_variable_to_shape_map()
+      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
+  }
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """4 steps in one go."""
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, train(workdir)
+
+
+def test_a_run_leaves_what_it_promises(run):
+  workdir, done = run
+  assert {path.name for path in workdir.iterdir()} == {
+      'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'grid.png'
+  }  # fmt: skip
+  assert losses(workdir)[0] == [1, 2, 3, 4]
+  assert (workdir / 'checkpoints' / 'ckpt-4.index').exists()
+  # Nothing of TensorFlow's own chatter.
+  noise = ('oneDNN', 'cuda', 'XLA', 'rebuild TensorFlow', 'Sharding')
+  assert not [word for word in noise if word in done.stderr]
+  assert 'step 4  loss' in done.stderr
+
+
+def test_2_and_2_resumed_steps_are_4_to_the_bit(run, tmp_path):
+  workdir, _ = run
+  train(tmp_path, steps=2)
+  done = train(tmp_path, '--config.train.steps_per_loop=3', steps=4)
+  assert 'resuming at step 2' in done.stderr
+  assert losses(tmp_path)[0] == [1, 2, 3, 4]
+  np.testing.assert_array_equal(losses(tmp_path)[1], losses(workdir)[1])
+  whole, resumed = tensors(workdir, 4), tensors(tmp_path, 4)
+  for name, value in whole.items():
+    np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_virtual_devices_follow_one(run, tmp_path, devices):
+  done = train(
+      tmp_path, '--config.distribute.strategy=mirrored',
+      f'--config.distribute.virtual_devices={devices}',
+  )  # fmt: skip
+  assert f'{devices} replicas' in done.stderr
+  np.testing.assert_allclose(losses(tmp_path)[1], losses(run[0])[1], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one_and_one_resumes_them(run, tmp_path):
+  done = subprocess.run(
+      ['bash', ROOT / 'launch/multi_worker.sh', '--local', '2', '--', *TINY,
+       f'--workdir={tmp_path}', '--config.train.num_steps=2'],
+      env=os.environ | {'PYTHON': sys.executable},
+      capture_output=True, text=True, timeout=240, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  train(tmp_path, steps=4)
+  assert losses(tmp_path)[0] == [1, 2, 3, 4]
+  np.testing.assert_allclose(losses(tmp_path)[1], losses(run[0])[1], rtol=1e-4)
+
+
+def test_sample_draws_what_the_trainer_drew(run, tmp_path):
+  workdir, _ = run
+  for name, flags in {
+      'a': ['--seeds=0-63'], 'b': ['--seeds=3,60-63', '--batch_size=2'],
+  }.items():  # fmt: skip
+    done = run_program(
+        'ddpm.sample', f'--workdir={workdir}', f'--outdir={tmp_path / name}',
+        *flags,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+  a = np.load(tmp_path / 'a' / 'samples.npz')
+  b = np.load(tmp_path / 'b' / 'samples.npz')
+  assert a['images'].shape == (64, 28, 28, 1)
+  assert a['images'].dtype == np.uint8
+  assert list(b['seeds']) == [3, 60, 61, 62, 63]
+  difference = np.abs(a['images'][b['seeds']].astype(int) - b['images'])
+  assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
+  grids = [
+      tf.io.decode_png(tf.io.read_file(str(path / 'grid.png'))).numpy()
+      for path in (workdir, tmp_path / 'a')
+  ]
+  assert np.abs(grids[0].astype(int) - grids[1]).max() <= 2
+  manifest = json.loads((tmp_path / 'b' / 'manifest.json').read_text())
+  assert manifest['step'] == 4 and manifest['weights'] == 'ema:0.995'
+  assert manifest['sampler'] == 'ddim' and manifest['steps'] == 2
+  assert manifest['config']['train']['batch_size'] == 8
+
+
+def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
+  done = run_program(
+      'ddpm.main', *TINY, '--dry_run', f'--workdir={tmp_path / "w"}'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'parameters: ' in done.stdout
+  assert 'per-replica batch: 8' in done.stdout
+  assert 'memory: ' in done.stdout and 'devices: ' in done.stdout
+  assert not list(tmp_path.iterdir())
+
+
+def refused(module, *args):
+  done = run_program(module, *args)
+  assert done.returncode == 1
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('ddpm: error: ')
+  return line
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--config.train.batch_sise=4'], 'batch_sise'),
+        (['--config.train.batch_size=four'], 'batch_size'),
+        (['--config.data.name=tfds:no_such'], "no data set 'no_such'"),
+        (['--config.model.image_channels=3'],
+         'image_channels is 3, but the images of mnist5k have 1'),
+        (['--config.distribute.virtual_devices=3'],
+         'train.batch_size 8 is not divisible by the 3 replicas: use 6'),
+        (['--config.distribute.strategy=multi_worker'], 'TF_CONFIG'),
+        (['--config.distribute.strategy=tpu'], 'no TPU answers'),
+        (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be made'),
+        (['surplus'], "unknown argument 'surplus'"),
+        (['--no_such_flag'], 'no_such_flag'),
+    ],
+)  # fmt: skip
+def test_refuses_in_one_line(tmp_path, args, message):
+  line = refused('ddpm.main', *TINY, f'--workdir={tmp_path / "w"}', *args)
+  assert message in line
+
+
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices('GPU')), reason='there is a GPU'
+)
+def test_refuses_mirrored_without_a_gpu(tmp_path):
+  flags = [f'--workdir={tmp_path}', '--config.distribute.strategy=mirrored']
+  assert 'sees no GPU' in refused('ddpm.main', *TINY, *flags)
+
+
+def test_refuses_another_trajectory_and_keeps_the_run(run):
+  workdir, _ = run
+  before = tensors(workdir, 4)
+  line = refused(
+      'ddpm.main', *TINY, f'--workdir={workdir}', '--config.seed=5',
+      '--config.train.num_steps=6',
+  )  # fmt: skip
+  assert 'seed 0 -> 5' in line
+  assert tensors(workdir, 4).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--sampler=euler'], "--sampler is 'euler', expected one of"),
+        (['--steps=21'], '--steps is 21, expected 1 to 20'),
+        (['--seeds=5-1'], "--seeds is '5-1', expected"),
+        (['--checkpoint=3'], 'has the steps: 2, 4'),
+        (['--weights=best'], "--weights is 'best', expected ema or raw"),
+        (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be made'),
+    ],
+)
+def test_sample_refuses_in_one_line(run, tmp_path, args, message):
+  workdir, _ = run
+  flags = [f'--workdir={workdir}', f'--outdir={tmp_path}', *args]
+  assert message in refused('ddpm.sample', *flags)
+
+
+def test_sample_refuses_an_empty_workdir(tmp_path):
+  flags = [f'--workdir={tmp_path}', f'--outdir={tmp_path / "out"}']
+  assert 'has no checkpoints: train first' in refused('ddpm.sample', *flags)
+
+
+def test_parse_seeds():
+  assert list(sample.parse_seeds('3,7,20-22')) == [3, 7, 20, 21, 22]
+  assert len(sample.parse_seeds('0-63')) == 64
+  for text in ('', '1-', 'a', '-1', '3,3', '0-5,5'):
+    with pytest.raises(UserError):
+      sample.parse_seeds(text)

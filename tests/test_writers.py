@@ -1,0 +1,68 @@
+"""What a run leaves for people to look at."""
+
+import json
+
+import numpy as np
+import tensorflow as tf
+
+from ddpm import writers
+
+
+def open_writers(path, first_step=0):
+  return writers.Writers(
+      str(path), first_step=first_step, num_steps=10, writes=True
+  )
+
+
+def test_numbers_read_back_equal_and_no_step_twice(tmp_path):
+  loss = float(np.float32(0.1) / 3)
+  log = open_writers(tmp_path)
+  for step in (1, 2, 3):
+    log.numbers(step, {'loss': loss * step, 'images_per_second': 1.5})
+  log.close()
+  path = tmp_path / 'metrics.jsonl'
+  # Killed in the middle of a line, after the checkpoint of step 2.
+  path.write_text(path.read_text() + '{"step": 4, "lo')
+  log = open_writers(tmp_path, first_step=2)
+  log.numbers(3, {'loss': loss, 'images_per_second': 1.5})
+  log.close()
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row['step'] for row in rows] == [1, 2, 3]
+  assert [row['loss'] for row in rows] == [loss, 2 * loss, loss]
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+  log = open_writers(tmp_path)
+  log.numbers(4, {'loss': 0.5, 'images_per_second': 1.0})
+  log.images(4, np.zeros([4, 3, 3, 1], np.uint8), str(tmp_path / 'grid.png'))
+  log.close()
+  (file,) = (tmp_path / 'tensorboard').iterdir()
+  found = {}
+  for record in tf.data.TFRecordDataset(str(file)):
+    event = tf.compat.v1.Event.FromString(record.numpy())
+    for value in event.summary.value:
+      plugin = value.metadata.plugin_data.plugin_name
+      found[value.tag] = event.step, plugin, tf.make_ndarray(value.tensor)
+  assert found['loss'] == (4, 'scalars', 0.5)
+  step, plugin, picture = found['samples']
+  assert (step, plugin) == (4, 'images')
+  assert picture[2].startswith(b'\x89PNG')
+
+
+def test_grid():
+  images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None]
+  picture = writers.grid(np.tile(images, [1, 2, 2, 1]))
+  assert picture.shape == (2 * 4 + 2, 3 * 4 + 2, 1)
+  assert picture[2, 2] == 1 and picture[2, 10] == 3 and picture[6, 6] == 5
+  assert picture[6, 10] == 0 and picture[0].max() == 0
+  assert (picture > 0).sum() == 5 * 4
+
+
+def test_a_silent_worker_writes_nothing(tmp_path):
+  log = writers.Writers(
+      str(tmp_path), first_step=0, num_steps=1, writes=False
+  )
+  log.numbers(1, {'loss': 1.0})
+  log.images(1, np.zeros([1, 2, 2, 1], np.uint8), str(tmp_path / 'x.png'))
+  log.close()
+  assert not list(tmp_path.iterdir())
