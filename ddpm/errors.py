@@ -1,5 +1,7 @@
 """How a program tells its user what to mend."""
 
+import logging as std_logging
+import os
 import sys
 
 from absl import app
@@ -27,10 +29,10 @@ def run(main):
       _exit(e)
 
   def guarded(argv):
-    # TensorFlow counts the microseconds of each save.
-    logging.get_absl_logger().addFilter(
-        lambda record: record.module != 'functional_saver'
-    )
+    # TensorFlow and tensorflow-datasets tell of their own inner life.
+    logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
+    warnings = std_logging.WARNING
+    std_logging.getLogger('tensorflow').setLevel(warnings)
     if len(argv) > 1:
       _exit(f'unknown argument {argv[1]!r}: flags begin with --')
     try:
@@ -41,7 +43,15 @@ def run(main):
   app.run(guarded, flags_parser=parse)
 
 
+def _is_ours_or_a_warning(record):
+  ours = os.path.dirname(__file__)
+  return record.levelno >= std_logging.WARNING or ours in record.pathname
+
+
 def _exit(error):
-  message = ' '.join(str(error).split())
+  text = str(error)
+  if isinstance(error, KeyError):  # quoted, and its line ends escaped
+    text = text.replace('\\n', '. ').replace("\\'", "'")
+  message = ' '.join(text.split())
   print(f'ddpm: error: {message}', file=sys.stderr)
   sys.exit(1)

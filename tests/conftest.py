@@ -64,13 +64,17 @@ TINY = [
     '--config.sample.steps=2',
 ]
 
+_SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
+
 
 def run_program(module, *args, **env):
   """Runs `python -m MODULE` to its end, with its output kept as text."""
+  # What ddpm sets in this process is not what a user's shell has.
+  inherited = {k: v for k, v in os.environ.items() if k not in _SET_BY_DDPM}
   return subprocess.run(
       [sys.executable, '-m', module, *map(str, args)],
       cwd=ROOT,
-      env=os.environ | env,
+      env=inherited | env,
       capture_output=True,
       text=True,
       check=False,

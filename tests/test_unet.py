@@ -57,7 +57,7 @@ class Oracle:
     weights = network.layout.split(network.params)
     names = [v.path for v in network.model.trainable_variables]
     self.w = {
-        name.removeprefix('unet/'): weight.numpy()
+        name: weight.numpy()
         for name, weight in zip(names, weights)
     }
 

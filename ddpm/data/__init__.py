@@ -1,8 +1,8 @@
 """From a name in the config to the batches of a run.
 
 Which images make up step n's batch is a pure function of (seed, n): image
-number `i` of epoch `e` is element `index_shuffle(i, (seed, e))` of the data
-set. There is no shuffle buffer to fill, nothing to skip on a resume, and no
+number `i` of epoch `e` is element `index_shuffle(i, hash(seed, e))` of the
+data set. There is no shuffle buffer to fill, nothing to skip on a resume, and no
 smaller batch at the end of an epoch.
 """
 
@@ -13,6 +13,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from ddpm import rng
 from ddpm.errors import UserError
 
 
@@ -84,10 +85,13 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
   epoch = example // num_images
   # What `tf.random.experimental.index_shuffle` wraps, whose padding of seeds
   # to the three words that the operation takes does not fit a batch of them.
-  zeros = tf.zeros_like(epoch)
+  # The words are hashed first, all three: where the first and the last are
+  # equal, as in (0, 0, 0), the operation's shuffle is the identity.
+  key = rng.fold_in(rng.key(seed), epoch)  # [b, 2]
+  words = tf.concat([key, rng.fold_in(key, 0)[:, :1]], axis=-1)
   return tf.raw_ops.RandomIndexShuffle(
       index=example % num_images,
-      seed=tf.stack([zeros + seed, epoch, zeros], axis=-1),
+      seed=tf.cast(words, tf.int64),
       max_index=tf.constant(num_images - 1, tf.int64),
       rounds=4,
   )
