@@ -121,7 +121,7 @@ def test_sample_draws_what_the_trainer_drew(run, tmp_path):
   assert np.abs(grids[0].astype(int) - grids[1]).max() <= 2
   manifest = json.loads((tmp_path / 'b' / 'manifest.json').read_text())
   assert manifest['step'] == 4 and manifest['weights'] == 'ema:0.995'
-  assert manifest['sampler'] == 'ddim' and manifest['steps'] == 2
+  assert manifest['sampler'] == 'ancestral' and manifest['steps'] == 2
   assert manifest['config']['train']['batch_size'] == 8
 
 
