@@ -49,9 +49,8 @@ def _is_ours_or_a_warning(record):
 
 
 def _exit(error):
-  text = str(error)
-  if isinstance(error, KeyError):  # quoted, and its line ends escaped
-    text = text.replace('\\n', '. ').replace("\\'", "'")
+  # What passed through a KeyError is quoted, and its line ends are escaped.
+  text = str(error).replace('\\n', '. ').replace("\\'", "'")
   message = ' '.join(text.split())
   print(f'ddpm: error: {message}', file=sys.stderr)
   sys.exit(1)

@@ -79,8 +79,8 @@ def test_reads_one_vector_of_weights(tmp_path, network):
 def test_refuses_another_model_and_says_what_differs(tmp_path, network):
   make(tmp_path, network)[1].save(3)
   other = Network(channels=16)
-  with pytest.raises(UserError, match='is of another model: time_dense1/kernel is'
-                     r' \[8, 32\] there, \[16, 64\] in the model'):
+  differs = r'time_dense1/kernel is \[8, 32\] there, \[16, 64\] in the model'
+  with pytest.raises(UserError, match='is of another model: ' + differs):
     make(tmp_path, other)[1].restore()
 
 

@@ -2,8 +2,8 @@
 
 Which images make up step n's batch is a pure function of (seed, n): image
 number `i` of epoch `e` is element `index_shuffle(i, hash(seed, e))` of the
-data set. There is no shuffle buffer to fill, nothing to skip on a resume, and no
-smaller batch at the end of an epoch.
+data set. There is no shuffle buffer to fill, nothing to skip on a resume, and
+no smaller batch at the end of an epoch.
 """
 
 import dataclasses

@@ -1,0 +1,1 @@
+"""The experiments: each file is one, and `default.py` names every knob."""
