@@ -28,17 +28,17 @@ def get_config():
   config.optimizer.learning_rate = 5e-3
   config.optimizer.warmup_steps = 100
   config.optimizer.decay = 'cosine'
-  config.optimizer.decay_steps = 2200
+  config.optimizer.decay_steps = 1800
   config.optimizer.beta2 = 0.99
 
   config.ema.decays = (0.995,)
 
   config.train.batch_size = 64
-  config.train.num_steps = 2200
+  config.train.num_steps = 1800
   config.train.steps_per_loop = 10
   config.train.log_every_steps = 50
   config.train.checkpoint_every_steps = 300
-  config.train.sample_every_steps = 1000
+  config.train.sample_every_steps = 600
   config.train.keep_every_steps = 0
 
   config.sample.sampler = 'ancestral'
