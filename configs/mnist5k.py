@@ -1,6 +1,10 @@
 """5,000 handwritten digits that ship with the package.
 
   python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
+
+On 2 cores of an AMD EPYC, 2026-11-24: 8 minutes from start to grid.png, 703,076
+parameters. Of 1,000 samples, a small MNIST classifier (99.3 % test accuracy)
+gives 72.5 % more than .95 confidence; of real test digits 97.4 %.
 """
 
 from configs import default
