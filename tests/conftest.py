@@ -21,48 +21,39 @@ tf.config.set_logical_device_configuration(
 )
 
 
-def tiny_config():
-  """mnist5k with a network that compiles in seconds."""
-  config = mnist5k.get_config()
-  config.model.channels = 8
-  config.model.channel_multipliers = (1,)
-  config.model.num_res_blocks = 1
-  config.model.attention_resolutions = ()
-  config.model.norm_groups = 4
-  config.model.patch_size = 4
-  config.data.random_flip = True
-  config.model.dropout = 0.1
-  config.diffusion.num_timesteps = 20
-  config.optimizer.warmup_steps = 2
-  config.train.batch_size = 8
-  config.train.num_steps = 4
-  config.train.steps_per_loop = 2
-  config.train.log_every_steps = 1
-  config.train.checkpoint_every_steps = 2
-  config.train.sample_every_steps = 0
-  config.sample.steps = 2
-  return config.lock()
-
+# What makes of mnist5k a network that compiles in seconds, with all that is
+# random turned on.
+_TINY = {
+    'model.channels': 8,
+    'model.channel_multipliers': (1,),
+    'model.attention_resolutions': (),
+    'model.norm_groups': 4,
+    'model.patch_size': 4,
+    'data.random_flip': True,
+    'model.dropout': 0.1,
+    'diffusion.num_timesteps': 20,
+    'optimizer.warmup_steps': 2,
+    'train.batch_size': 8,
+    'train.steps_per_loop': 2,
+    'train.log_every_steps': 1,
+    'train.checkpoint_every_steps': 2,
+    'train.sample_every_steps': 0,
+    'sample.steps': 2,
+}
 
 # The same, for a command line.
 TINY = [
     f'--config={ROOT}/configs/mnist5k.py',
-    '--config.model.channels=8',
-    '--config.model.channel_multipliers=(1,)',
-    '--config.model.attention_resolutions=()',
-    '--config.model.norm_groups=4',
-    '--config.model.patch_size=4',
-    '--config.data.random_flip=True',
-    '--config.model.dropout=0.1',
-    '--config.diffusion.num_timesteps=20',
-    '--config.optimizer.warmup_steps=2',
-    '--config.train.batch_size=8',
-    '--config.train.steps_per_loop=2',
-    '--config.train.log_every_steps=1',
-    '--config.train.checkpoint_every_steps=2',
-    '--config.train.sample_every_steps=0',
-    '--config.sample.steps=2',
+    *(f'--config.{name}={value}' for name, value in _TINY.items()),
 ]
+
+
+def tiny_config():
+  """The same, as a config."""
+  config = mnist5k.get_config()
+  config.update_from_flattened_dict(_TINY)
+  return config.lock()
+
 
 _SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
 
