@@ -52,7 +52,8 @@ def load(name, *, data_dir, split, image_size):
   channels = builder.info.features['image'].shape[-1]
   _check_memory(name, count * image_size**2 * channels)
 
-  label = builder.info.features.get('label')
+  features = builder.info.features
+  label = features['label'] if 'label' in features else None
   num_classes = getattr(label, 'num_classes', 0)
 
   def example(features):
