@@ -95,6 +95,8 @@ def get_config():
   train.keep_last = 3
   # ... and one every so many steps that is kept for good; 0 for none.
   train.keep_every_steps = 100_000
+  # From SIGTERM or Ctrl-C to the end of the process, which saves meanwhile.
+  train.grace_seconds = 30
   # float16 only: steps in a row that may overflow before the run stops.
   train.max_skipped_steps = 50
 

@@ -9,10 +9,15 @@ import hashlib
 import importlib.util
 import os
 import platform
+import signal
 import sys
 import tempfile
 
 __version__ = '0.1.0'
+
+# Exit code of a program that ended through no fault of its own: run the same
+# command again, and it goes on. It is EX_TEMPFAIL of sysexits.h.
+RESTART = 75
 
 
 def _import_tensorflow():
@@ -55,6 +60,11 @@ def _xla_cache():
   home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
   return os.path.join(home, 'ddpm', 'xla', name)
 
+
+# While `python -m ddpm.PROGRAM` loads there is nothing to save.
+if sys.argv[0] == '-m':
+  for _number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(_number, lambda *_: os._exit(RESTART))
 
 # Keras on another backend cannot run inside tf.distribute.
 os.environ['KERAS_BACKEND'] = 'tensorflow'

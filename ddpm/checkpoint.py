@@ -1,18 +1,27 @@
 """The state of a run, to disk and back.
 
 A checkpoint is `WORKDIR/checkpoints/ckpt-STEP`, written by
-`tf.train.CheckpointManager`. It knows nothing of devices: what one strategy
-wrote, any other reads. With the state goes the layout of the network's
-weights, so that a checkpoint of another model can be told, and named.
+`tf.train.CheckpointManager` in the background. It knows nothing of devices:
+what one strategy wrote, any other reads. With the state goes the layout of the
+network's weights, so that a checkpoint of another model can be told, and named.
+
+A crash may leave half a checkpoint, and a disk may lose a part of one. So what
+was written is read back, against its checksums, before an older one goes, and
+what is read is verified first: what does not hold is passed over, with a
+warning, for the newest that does.
 """
 
+from concurrent import futures
 import json
 import os
 import re
 
+from absl import logging
 import tensorflow as tf
 
+from ddpm import writers
 from ddpm.errors import UserError
+from ddpm.errors import writing
 
 
 class Checkpointer:
@@ -34,86 +43,143 @@ class Checkpointer:
     self._workdir = workdir
     self._state = state
     self._layout = layout
+    self._writes = writes
+    self._keep_last = keep_last
     self._keep_every_steps = keep_every_steps
     with tf.device('CPU:0'):
-      names = tf.Variable(layout.to_json(), trainable=False)
-    self._checkpoint = tf.train.Checkpoint(layout=names, **state.variables())
-    self._last = self._kept = None
-    if writes:
-      directory, kept = _directories(workdir)
-      self._last = tf.train.CheckpointManager(
-          self._checkpoint, directory, max_to_keep=keep_last
-      )
-      self._kept = tf.train.CheckpointManager(
-          self._checkpoint, kept, max_to_keep=None
-      )
-
-  def save(self, step):
-    """Saves the state as the checkpoint of a step, if this process writes."""
-    if self._last is None:
-      return
-    self._last.save(checkpoint_number=step)
-    if self._keep_every_steps and step % self._keep_every_steps == 0:
-      self._kept.save(checkpoint_number=step)
+      self._names = tf.Variable(layout.to_json(), trainable=False)
+    self._last = self._kept = self._copy = None
+    # One thread: checkpoints are written one after the other.
+    self._thread = futures.ThreadPoolExecutor(1)
+    self._pending = None
 
   def restore(self):
-    """Restores the newest checkpoint into the state, on this worker.
+    """Restores the newest checkpoint that verifies, on this worker.
+
+    Call it before `save`, on every worker.
 
     Returns:
       Steps done: the checkpoint's, or 0 if there is none.
 
     Raises:
-      UserError: the newest checkpoint is of another model, or incomplete.
+      UserError: there are checkpoints and none verifies, or the newest is of
+        another model, or incomplete.
     """
-    steps = find_all(self._workdir)
-    if not steps:
-      return 0
-    path = steps[max(steps)]
-    reader = _open(path)
-    _check_layout(reader, path, self._layout)
-    _check_entries(reader, path, self._state)
-    self._checkpoint.read(path).assert_existing_objects_matched()
-    return max(steps)
+    step, path = 0, None
+    if _list(self._workdir):
+      step, path = _newest(self._workdir)
+      reader = tf.train.load_checkpoint(path)
+      _check_layout(reader, path, self._layout)
+      _check_entries(reader, path, self._state)
+      checkpoint = tf.train.Checkpoint(
+          layout=self._names, **self._state.variables()
+      )
+      status = checkpoint.read(path).assert_existing_objects_matched()
+      # The manager's counter of saves is of no use to this object.
+      status.expect_partial()
+    if self._writes:
+      self._prepare_to_write(step)
+    return step
 
+  def _prepare_to_write(self, step):
+    with tf.device('CPU:0'):
+      self._copy = tf.nest.map_structure(
+          lambda v: tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False),
+          self._state.variables(),
+      )
+    checkpoint = tf.train.Checkpoint(layout=self._names, **self._copy)
+    directory, kept = _directories(self._workdir)
+    with writing(directory):
+      _sweep_leftovers(directory)
+      _sweep_leftovers(kept)
+      _write_state_file(directory, newest=step)
+      self._last = tf.train.CheckpointManager(
+          checkpoint, directory, max_to_keep=self._keep_last
+      )
+      self._kept = tf.train.CheckpointManager(
+          checkpoint, kept, max_to_keep=None
+      )
 
-def find_all(workdir):
-  """All checkpoints of a workdir: dict of step -> path."""
-  found = {}
-  for directory in reversed(_directories(workdir)):
-    if not tf.io.gfile.isdir(directory):
-      continue
-    for name in tf.io.gfile.listdir(directory):
-      # The index is written last: without it, a save did not end.
-      if match := re.fullmatch(r'ckpt-(\d+)\.index', name):
-        path = os.path.join(directory, name.removesuffix('.index'))
-        found[int(match[1])] = path
-  return found
+  def save(self, step):
+    """Saves the state as the checkpoint of a step, if this process writes.
+
+    Returns as soon as the state is copied to the host; the copy is written in
+    the background, at once or after the one before it.
+
+    Raises:
+      UserError: the checkpoint before could not be written.
+    """
+    if not self._writes:
+      return
+    self.wait()
+    tf.nest.map_structure(
+        lambda copy, v: copy.assign(v.read_value()),
+        self._copy,
+        self._state.variables(),
+    )
+    self._pending = self._thread.submit(self._write, step)
+
+  def wait(self):
+    """Waits until all that was saved is on disk. Raises as `save` does."""
+    if self._pending is not None:
+      self._pending.result()
+
+  def raise_errors(self):
+    """Raises what `save` would, and does not wait."""
+    if self._pending is not None and self._pending.done():
+      self._pending.result()
+
+  def _write(self, step):
+    managers = [self._last]
+    if self._keep_every_steps and step % self._keep_every_steps == 0:
+      managers.append(self._kept)
+    for manager in managers:
+      with writing(manager.directory), tf.device('CPU:0'):
+        # The manager runs the callback before it removes an older one.
+        manager.save(
+            checkpoint_number=step,
+            options=tf.train.CheckpointOptions(
+                experimental_write_callbacks=[_flush, _read_back]
+            ),
+        )
 
 
 def find(workdir, which):
-  """The path of one checkpoint.
+  """Finds one checkpoint, and verifies it.
 
   Args:
     workdir: the run's folder.
-    which: 'latest', or a step as a string.
+    which: 'latest' that verifies, or a step as a string.
+
+  Returns:
+    Its path.
 
   Raises:
-    UserError: it does not exist.
+    UserError: it does not exist, or does not verify.
   """
-  found = find_all(workdir)
+  found = _list(workdir)
   if not found:
     raise UserError(
         f'{workdir} has no checkpoints: train first, with python -m ddpm.main'
         f' --config=... --workdir={workdir}'
     )
   if which == 'latest':
-    return found[max(found)]
-  if not which.isdigit() or int(which) not in found:
-    steps = ', '.join(str(step) for step in sorted(found))
+    return _newest(workdir)[1]
+  paths = [path for step, path in found if str(step) == which]
+  if not paths:
+    steps = ', '.join(str(step) for step in sorted({step for step, _ in found}))
     raise UserError(
         f'--checkpoint is {which}, but {workdir} has the steps: {steps}'
     )
-  return found[int(which)]
+  for path in paths:
+    if not (damage := _damage(path)):
+      return path
+  raise UserError(f'{paths[0]} is damaged: {damage}')
+
+
+def any_in(workdir):
+  """Whether a workdir holds checkpoints, sound or not."""
+  return bool(_list(workdir))
 
 
 def read_weights(path, layout, weights):
@@ -130,7 +196,7 @@ def read_weights(path, layout, weights):
   Raises:
     UserError: a checkpoint of another model, or without that average.
   """
-  reader = _open(path)
+  reader = tf.train.load_checkpoint(path)
   _check_layout(reader, path, layout)
   name = 'params' if weights == 'raw' else f'ema/{weights}'
   if not reader.has_tensor(_entry(name)):
@@ -149,11 +215,104 @@ def _entry(name):
   return name.replace('.', '..') + '/.ATTRIBUTES/VARIABLE_VALUE'
 
 
-def _open(path):
+def _list(workdir):
+  """All checkpoints of a workdir, sound or not: (step, path), newest first."""
+  directory, kept = _directories(workdir)
+  # The sort is stable: of two of one step, the kept one comes last.
+  found = [*_list_in(directory), *_list_in(kept)]
+  return sorted(found, key=lambda pair: -pair[0])
+
+
+def _list_in(directory):
+  if not tf.io.gfile.isdir(directory):
+    return set()
+  names = tf.io.gfile.listdir(directory)
+  matches = [re.fullmatch(r'(ckpt-(\d+))\.(index|data-.*)', n) for n in names]
+  return {(int(m[2]), os.path.join(directory, m[1])) for m in matches if m}
+
+
+def _newest(workdir):
+  """Step and path of the newest checkpoint that verifies."""
+  for step, path in _list(workdir):
+    damage = _damage(path)
+    if not damage:
+      return step, path
+    logging.warning('%s is damaged, and passed over: %s', path, damage)
+  raise UserError(
+      f'{workdir} has checkpoints, but none that can be read: bring one back,'
+      ' or start anew in another workdir'
+  )
+
+
+def _damage(path):
+  """What is wrong with a checkpoint, or None.
+
+  Reads all of it, which TensorFlow checks against the checksums in it.
+  """
   try:
-    return tf.train.load_checkpoint(path)
-  except (tf.errors.OpError, ValueError) as e:
-    raise UserError(f'{path} cannot be read: {e}') from e
+    reader = tf.train.load_checkpoint(path)
+    with tf.device('CPU:0'):
+      for name, dtype in reader.get_variable_to_dtype_map().items():
+        # Unlike the reader, the operation does not hold Python's lock.
+        tf.raw_ops.RestoreV2(
+            prefix=path,
+            tensor_names=[name],
+            shape_and_slices=[''],
+            dtypes=[dtype],
+        )
+  except Exception as e:  # What damage makes TensorFlow raise has no bounds.
+    return ' '.join(str(getattr(e, 'message', e)).split())
+  return None
+
+
+def _read_back(path):
+  """Raises OSError if what was written is not what is there."""
+  if damage := _damage(path):
+    raise OSError(f'{path} does not read back: {damage}')
+
+
+def _flush(path):
+  """Makes a checkpoint outlast a loss of power. A bucket needs no asking."""
+  if '://' in path:
+    return
+  directory = os.path.dirname(path)
+  for name in [*tf.io.gfile.glob(path + '.*'), directory]:
+    file = os.open(name, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+
+
+def _sweep_leftovers(directory):
+  """Removes what a save that was killed left behind; makes the directory."""
+  tf.io.gfile.makedirs(directory)
+  for name in tf.io.gfile.listdir(directory):
+    path = os.path.join(directory, name)
+    if re.fullmatch(r'ckpt-\d+_temp/?', name):
+      tf.io.gfile.rmtree(path)
+    elif '.tempstate' in name:
+      tf.io.gfile.remove(path)
+
+
+def _write_state_file(directory, *, newest):
+  """Writes the file `checkpoint`, a `CheckpointState` in text form.
+
+  From it a CheckpointManager knows which ones there are, up to the newest that
+  is sound. The file of an earlier start may be missing, or name others.
+  """
+  path = os.path.join(directory, 'checkpoint')
+  steps = [s for s, p in _list_in(directory) if s <= newest]
+  if not steps:
+    if tf.io.gfile.exists(path):
+      tf.io.gfile.remove(path)
+    return
+  lines = [f'model_checkpoint_path: "ckpt-{newest}"']
+  for i, step in enumerate(sorted(steps)):
+    lines.append(f'all_model_checkpoint_paths: "ckpt-{step}"')
+    # Only the order matters to the manager.
+    lines.append(f'all_model_checkpoint_timestamps: {i + 1}')
+  writers.write_file(path, ('\n'.join(lines) + '\n').encode())
 
 
 def _check_layout(reader, path, layout):
@@ -185,12 +344,14 @@ def _check_entries(reader, path, state):
     else:
       entries[name] = value
   shapes = reader.get_variable_to_shape_map()
+  differ = []
   for name, variable in entries.items():
     shape = shapes.get(_entry(name))
     if shape is None:
-      raise UserError(f'{path} has no {name}: it cannot be resumed')
-    if list(shape) != variable.shape.as_list():
-      raise UserError(
-          f'{path}: {name} has shape {shape}, expected'
-          f' {variable.shape.as_list()}'
+      differ.append(f'it has no {name}')
+    elif list(shape) != variable.shape.as_list():
+      differ.append(
+          f'{name} has shape {shape}, expected {variable.shape.as_list()}'
       )
+  if differ:
+    raise UserError(f'{path} cannot be resumed: {"; ".join(differ)}')

@@ -15,6 +15,7 @@ from ddpm import distribute
 from ddpm import optimizer
 from ddpm import samplers
 from ddpm import unet
+from ddpm import writers
 from ddpm.errors import UserError
 
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
@@ -69,7 +70,8 @@ def _validate(config):
       'seed', 'optimizer.learning_rate', 'optimizer.warmup_steps',
       'optimizer.clip_norm', 'model.dropout', 'model.num_classes',
       'train.num_steps', 'train.sample_every_steps', 'train.keep_every_steps',
-      'train.max_skipped_steps', 'distribute.virtual_devices',
+      'train.max_skipped_steps', 'train.grace_seconds',
+      'distribute.virtual_devices',
   ):  # fmt: skip
     at_least(name, 0)
   if not config.model.dropout < 1:
@@ -124,10 +126,8 @@ def build_diffusion(config):
 def save(config, workdir):
   """Writes WORKDIR/config.json."""
   path = os.path.join(workdir, 'config.json')
-  # Renamed into place, so that a reader never sees half a file.
-  with tf.io.gfile.GFile(path + '.tmp', 'w') as f:
-    f.write(json.dumps(config.to_dict(), indent=2) + '\n')
-  tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  writers.write_file(path, text.encode())
 
 
 def load(workdir):

@@ -1,10 +1,13 @@
 """From a name in the config to a `tf.distribute.Strategy`."""
 
+import contextlib
 import json
 import os
+import re
 
 import tensorflow as tf
 
+from ddpm.errors import Interrupted
 from ddpm.errors import UserError
 
 STRATEGIES = ('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu')
@@ -65,6 +68,65 @@ def is_chief(strategy):
     return True
   has_chief = 'chief' in resolver.cluster_spec().as_dict()
   return not has_chief and resolver.task_id == 0
+
+
+def check_agreement(strategy, step):
+  """Makes sure that all workers start at the same step.
+
+  Raises:
+    UserError: they do not, so they do not see the same workdir.
+  """
+  if not _has_several_processes(strategy):
+    return
+  number = tf.constant([step], tf.int64)
+  gather = tf.function(
+      lambda: strategy.gather(strategy.run(tf.identity, (number,)), axis=0)
+  )
+  steps = sorted(set(gather().numpy().tolist()))
+  if len(steps) > 1:
+    raise UserError(
+        f'the workers found checkpoints of different steps ({steps[0]} to'
+        f' {steps[-1]}): --workdir must be one folder that all of them share'
+    )
+
+
+@contextlib.contextmanager
+def watching_workers(strategy):
+  """Ends the process in order where another worker is gone.
+
+  TensorFlow's coordination service hears the heartbeats of all workers, and
+  aborts collectives some 10 s after the last one.
+
+  Raises:
+    Interrupted: which worker it is.
+  """
+  try:
+    yield
+  except tf.errors.OpError as e:
+    if not (
+        _has_several_processes(strategy)
+        and 'Collective ops is aborted' in e.message
+    ):
+      raise
+    raise Interrupted(
+        f'{_lost_worker(strategy, e.message)} is gone; see its log. The same'
+        ' command, on all workers, goes on from the last checkpoint'
+    ) from e
+
+
+def _has_several_processes(strategy):
+  return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _lost_worker(strategy, message):
+  """Name and address of the worker that an error of a collective is about."""
+  cluster = strategy.cluster_resolver.cluster_spec()
+  if match := re.search(r'/job:(\w+)/(?:replica:\d+/)?task:(\d+)', message):
+    job, task = match[1], int(match[2])
+  else:
+    # No heartbeat reached the leader, who would know of the others.
+    job, task = 'chief' if 'chief' in cluster.jobs else 'worker', 0
+  return f'{job} {task} ({cluster.task_address(job, task)})'
 
 
 def _cluster():

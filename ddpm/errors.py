@@ -1,5 +1,6 @@
 """How a program tells its user what to mend."""
 
+import contextlib
 import logging as std_logging
 import os
 import sys
@@ -7,6 +8,9 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
+import tensorflow as tf
+
+from ddpm import RESTART
 
 
 class UserError(Exception):
@@ -16,8 +20,25 @@ class UserError(Exception):
   """
 
 
+class Interrupted(Exception):
+  """The program had to end, and would go on if it were started again."""
+
+
+@contextlib.contextmanager
+def writing(path):
+  """Turns what the file system refuses into a UserError that names the path."""
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as e:
+    reason = getattr(e, 'strerror', None) or getattr(e, 'message', None)
+    raise UserError(f'{path} cannot be written: {reason or e}') from e
+
+
 def run(main):
-  """`absl.app.run`, but a user's mistake is one line and exit code 1."""
+  """`absl.app.run`, but a user's mistake is one line and exit code 1.
+
+  Where the same command would go on, `Interrupted`, the code is RESTART.
+  """
 
   def parse(argv):
     flags.FLAGS.set_default('verbosity', logging.INFO)
@@ -39,6 +60,8 @@ def run(main):
       main()
     except UserError as e:
       _exit(e)
+    except Interrupted as e:
+      _exit(e, RESTART)
 
   app.run(guarded, flags_parser=parse)
 
@@ -48,9 +71,10 @@ def _is_ours_or_a_warning(record):
   return record.levelno >= std_logging.WARNING or ours in record.pathname
 
 
-def _exit(error):
+def _exit(error, code=1):
   # What passed through a KeyError is quoted, and its line ends are escaped.
   text = str(error).replace('\\n', '. ').replace("\\'", "'")
   message = ' '.join(text.split())
-  print(f'ddpm: error: {message}', file=sys.stderr)
-  sys.exit(1)
+  kind = 'error' if code == 1 else 'interrupted'
+  print(f'ddpm: {kind}: {message}', file=sys.stderr)
+  sys.exit(code)

@@ -14,9 +14,11 @@ import tensorflow as tf
 
 from ddpm import config as config_lib
 from ddpm import distribute
+from ddpm import preemption
 from ddpm import train
 from ddpm.errors import run
 from ddpm.errors import UserError
+from ddpm.errors import writing
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a file of configs/.', lock_config=True
@@ -36,6 +38,7 @@ def main():
   if not (_DRY_RUN.value or _WORKDIR.value):
     raise UserError('--workdir is missing: a folder for the run')
   config_lib.validate(config)
+  stop = preemption.StopSignal(config.train.grace_seconds)
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()
   strategy = distribute.make_strategy(
@@ -46,12 +49,12 @@ def main():
     _dry_run(config, strategy)
     return
   _make_workdir(_WORKDIR.value)
-  train.train(config, _WORKDIR.value, strategy)
+  train.train(config, _WORKDIR.value, strategy, stop)
 
 
 def _dry_run(config, strategy):
   trainer = train.Trainer(config, strategy)
-  metrics = trainer.run(next(trainer.blocks(0)), 0, 1)
+  _, _, metrics = trainer.run(next(trainer.blocks(0)), 0, 1)
   print(f'parameters: {trainer.layout.size}')
   print(f'devices: {", ".join(strategy.extended.worker_devices)}')
   print(f'replicas: {strategy.num_replicas_in_sync}')
@@ -67,15 +70,11 @@ def _dry_run(config, strategy):
 
 
 def _make_workdir(workdir):
-  try:
+  with writing(f'--workdir {workdir}'):
     tf.io.gfile.makedirs(workdir)
-  except tf.errors.OpError as e:
-    raise UserError(
-        f'--workdir {workdir} cannot be made: {e.message}'
-    ) from e
   # Folders of a bucket have no permissions to ask for.
   if os.path.isdir(workdir) and not os.access(workdir, os.W_OK):
-    raise UserError(f'--workdir {workdir} is not writable')
+    raise UserError(f'--workdir {workdir} cannot be written: no permission')
 
 
 if __name__ == '__main__':

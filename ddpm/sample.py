@@ -25,6 +25,7 @@ from ddpm import state
 from ddpm import writers
 from ddpm.errors import run
 from ddpm.errors import UserError
+from ddpm.errors import writing
 
 # A grid of more images than this is nothing to look at.
 _GRID_IMAGES = 256
@@ -60,10 +61,8 @@ def main():
   sampler = _SAMPLER.value or config.sample.sampler
   steps = config.sample.steps if _STEPS.value is None else _STEPS.value
   _check_flags(config, sampler, steps)
-  try:
+  with writing(f'--outdir {outdir}'):
     tf.io.gfile.makedirs(outdir)
-  except tf.errors.OpError as e:
-    raise UserError(f'--outdir {outdir} cannot be made: {e.message}') from e
 
   model = config_lib.build_model(config)
   layout = state.Layout(model)

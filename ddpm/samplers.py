@@ -29,6 +29,8 @@ class Sampler:
     variance: of the ancestral sampler.
     batch_size: images that are drawn at once.
     jit_compile: whether to compile with XLA.
+    stop: scalar, or variable of one, on the host: where it is not 0 the loop
+      ends early, and its images are none.
   """
 
   def __init__(
@@ -42,6 +44,7 @@ class Sampler:
       variance,
       batch_size,
       jit_compile,
+      stop=0.0,
   ):
     timesteps = timesteps_for(diffusion.num_timesteps, steps)
     table = coefficients(
@@ -66,6 +69,8 @@ class Sampler:
           table,
           keys=rng.key(seeds),
           image_shape=model.image_shape,
+          jit_compile=jit_compile,
+          stop=stop,
       )
 
     self._draw = tf.function(
@@ -75,7 +80,6 @@ class Sampler:
             tf.TensorSpec([batch_size], tf.int64),
             tf.TensorSpec([batch_size], tf.int32),
         ],
-        jit_compile=jit_compile,
         autograph=False,
     )
 
@@ -163,7 +167,17 @@ def coefficients(diffusion, timesteps, *, sampler, variance='fixedlarge'):
   raise ValueError(f'sampler is {sampler!r}, expected one of {SAMPLERS}')
 
 
-def sample(network, diffusion, timesteps, table, *, keys, image_shape):
+def sample(
+    network,
+    diffusion,
+    timesteps,
+    table,
+    *,
+    keys,
+    image_shape,
+    jit_compile=False,
+    stop=0.0,
+):
   """Runs the whole reverse process.
 
   Args:
@@ -174,6 +188,9 @@ def sample(network, diffusion, timesteps, table, *, keys, image_shape):
     table: dict of `coefficients`.
     keys: uint32 [B, 2], one key an image.
     image_shape: (H, W, C).
+    jit_compile: whether to compile a step with XLA. The loop stands outside,
+      where it can be stopped, and takes no longer to compile for more steps.
+    stop: scalar or variable on the host: the loop ends where it is not 0.
 
   Returns:
     uint8 [B, H, W, C].
@@ -185,22 +202,24 @@ def sample(network, diffusion, timesteps, table, *, keys, image_shape):
   # x_T has a key that no step's noise has: timesteps stop at T - 1.
   x = rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
 
-  def step(i, x):
-    t = tf.fill([batch], ts[i])
-    x0 = diffusion.predict_x0(x, t, network(x, t))
+  @tf.function(jit_compile=jit_compile, autograph=False)
+  def step(x, t, coef_x0, coef_xt, coef_noise):
+    ts = tf.fill([batch], t)
+    x0 = diffusion.predict_x0(x, ts, network(x, ts))
     x0 = tf.clip_by_value(x0, -1.0, 1.0)
-    x = coef['coef_x0'][i] * x0 + coef['coef_xt'][i] * x
+    x = coef_x0 * x0 + coef_xt * x
     if any_noise:
-      noise = rng.normal(rng.fold_in(keys, ts[i]), image_shape)
-      x += coef['coef_noise'][i] * noise
-    return i + 1, x
+      x += coef_noise * rng.normal(rng.fold_in(keys, t), image_shape)
+    return x
 
-  _, x = tf.while_loop(
-      lambda i, x: i < len(timesteps),
-      step,
-      (tf.constant(0), x),
-      maximum_iterations=len(timesteps),
-  )
+  def cond(i, x):
+    return (i < len(timesteps)) & (tf.convert_to_tensor(stop) == 0)
+
+  def body(i, x):
+    row = {name: column[i] for name, column in coef.items()}
+    return i + 1, step(x, ts[i], **row)
+
+  _, x = tf.while_loop(cond, body, (tf.constant(0), x))
   # Ho's code: [-1, 1] to [0, 255], rounded.
   x = tf.clip_by_value((x + 1.0) * 127.5, 0.0, 255.0)
   return tf.cast(tf.round(x), tf.uint8)

@@ -47,10 +47,12 @@ def gradient_function(
     jit_compile: whether to compile with XLA.
 
   Returns:
-    A concrete function (params [P], loss_scale [], step int64 [],
+    A concrete function (params [P], loss_scale [], step int64 [], stop [],
     images uint8 [b, H, W, C], labels int32 [b], positions int64 [b]) ->
-    float32 [P + 1]: the replica's share of the gradient of the mean loss over
-    the global batch, and of that loss. The shares of all replicas sum to both.
+    float32 [P + 2]: the replica's share of the gradient of the mean loss over
+    the global batch, and of that loss; their sum over the replicas is both.
+    `stop` comes last, as it is: summed, it tells every worker, in the same
+    step, that one of them is to stop.
   """
 
   def loss_function(params, step, images, labels, positions):
@@ -73,13 +75,13 @@ def gradient_function(
     losses = diffusion.simple_loss(x0, t, noise, output)  # [b]
     return tf.reduce_sum(losses) / batch_size
 
-  def gradient(params, loss_scale, step, images, labels, positions):
+  def gradient(params, loss_scale, step, stop, images, labels, positions):
     with tf.GradientTape() as tape:
       tape.watch(params)
       loss = loss_function(params, step, images, labels, positions)
       scaled = loss * loss_scale
     gradient = tape.gradient(scaled, params) / loss_scale
-    return tf.concat([gradient, loss[None]], axis=0)
+    return tf.concat([gradient, tf.stack([loss, stop])], axis=0)
 
   b = replica_batch_size
   return tf.function(
@@ -88,6 +90,7 @@ def gradient_function(
       tf.TensorSpec([layout.size], tf.float32),
       tf.TensorSpec([], tf.float32),
       tf.TensorSpec([], tf.int64),
+      tf.TensorSpec([], tf.float32),
       tf.TensorSpec([b, *model.image_shape], tf.uint8),
       tf.TensorSpec([b], tf.int32),
       tf.TensorSpec([b], tf.int64),
@@ -111,13 +114,13 @@ def update_function(
     jit_compile: whether to compile with XLA.
 
   Returns:
-    A concrete function (tensors, packed [P + 1]) -> (tensors, metrics).
+    A concrete function (tensors, packed [P + 2]) -> (tensors, metrics).
     `tensors` is the nest of `State.read`. A gradient that is not finite changes
     nothing but step, skipped_steps and the loss scale.
   """
 
   def update(tensors, packed):
-    gradient, loss = packed[:-1], packed[-1]
+    gradient, loss, stop = packed[:-2], packed[-2], packed[-1]
     # A sum is finite only if all that it adds is.
     finite = tf.math.is_finite(tf.reduce_sum(tf.abs(packed)))
     gradient, norm = optimizer.clip(gradient, clip_norm)
@@ -148,6 +151,8 @@ def update_function(
     new['skipped_steps'] = tf.where(finite, 0, tensors['skipped_steps'] + 1)
     new['step'] = step + 1
     metrics = {
+        'step': new['step'],
+        'stop': stop,
         'loss': loss,
         'gradient_norm': norm,
         'learning_rate': rate(step),
@@ -157,14 +162,21 @@ def update_function(
     return new, metrics
 
   tensors = tf.nest.map_structure(tf.TensorSpec.from_tensor, state.read())
-  packed = tf.TensorSpec([state.params.shape[0] + 1], tf.float32)
+  packed = tf.TensorSpec([state.params.shape[0] + 2], tf.float32)
   return tf.function(
       update, jit_compile=jit_compile, autograph=False
   ).get_concrete_function(tensors, packed)
 
 
 def loop_function(
-    strategy, state, gradient, update, *, local_clip_norm, max_skipped_steps
+    strategy,
+    state,
+    gradient,
+    update,
+    *,
+    local_clip_norm,
+    max_skipped_steps,
+    stop,
 ):
   """Makes the function that runs several steps in one call.
 
@@ -176,6 +188,8 @@ def loop_function(
     local_clip_norm: clip of each replica's share, before the sum; 0 for none.
     max_skipped_steps: steps in a row without a finite gradient after which
       the loop ends early.
+    stop: scalar variable on the host; where it is not 0 the loops of all
+      workers end early, after the same step.
 
   Returns:
     A function (block, first, last) -> metrics of the last step that ran.
@@ -183,19 +197,20 @@ def loop_function(
     first to last - 1 of it are run.
   """
 
-  def replica_step(block, i):
+  def replica_step(block, i, stop):
     tensors = state.read()
     packed = gradient(
         tensors['params'],
         tensors['loss_scale'],
         tensors['step'],
+        stop,
         block['image'][i],
         block['label'][i],
         block['position'][i],
     )
     if local_clip_norm:
-      clipped, _ = optimizer.clip(packed[:-1], local_clip_norm)
-      packed = tf.concat([clipped, packed[-1:]], axis=0)
+      clipped, _ = optimizer.clip(packed[:-2], local_clip_norm)
+      packed = tf.concat([clipped, packed[-2:]], axis=0)
     replica = tf.distribute.get_replica_context()
     packed = replica.all_reduce(tf.distribute.ReduceOp.SUM, packed)
     new, metrics = update(tensors, packed)
@@ -203,7 +218,9 @@ def loop_function(
     return metrics
 
   def run_one(i, block):
-    metrics = strategy.run(replica_step, args=(block, i))
+    # Read here, before each step: a device need not see the host's variable.
+    now = tf.convert_to_tensor(stop)
+    metrics = strategy.run(replica_step, args=(block, i, now))
     return tf.nest.map_structure(
         lambda x: strategy.experimental_local_results(x)[0], metrics
     )
@@ -213,9 +230,15 @@ def loop_function(
       return i + 1, run_one(i, block)
 
     def cond(i, metrics):
-      return (i < last) & (metrics['skipped_steps'] <= max_skipped_steps)
+      return (
+          (i < last)
+          & (metrics['stop'] == 0)
+          & (metrics['skipped_steps'] <= max_skipped_steps)
+      )
 
     start = {
+        'step': tf.zeros([], tf.int64),
+        'stop': tf.zeros([]),
         'loss': tf.zeros([]),
         'gradient_norm': tf.zeros([]),
         'learning_rate': tf.zeros([]),

@@ -1,5 +1,6 @@
 """The training loop, from top to bottom."""
 
+import math
 import os
 import time
 
@@ -11,32 +12,45 @@ from ddpm import checkpoint
 from ddpm import config as config_lib
 from ddpm import data
 from ddpm import distribute
+from ddpm import lock
 from ddpm import optimizer
 from ddpm import samplers
 from ddpm import state as state_lib
 from ddpm import step as step_lib
 from ddpm import writers
+from ddpm.errors import Interrupted
 from ddpm.errors import UserError
 
 # Every grid of a run shows the same seeds, so that progress shows.
 _GRID_SEEDS = np.arange(64)
 
 
-def train(config, workdir, strategy):
+def train(config, workdir, strategy, stop):
   """Trains to config.train.num_steps, from the newest checkpoint if any.
 
   Args:
     config: a valid config.
     workdir: folder of the run, shared by all workers.
     strategy: `tf.distribute.Strategy`.
+    stop: `preemption.StopSignal`.
 
   Raises:
     UserError: something that the user can mend.
+    Interrupted: stopped by a signal, or left alone by another worker; the same
+      command goes on.
   """
   chief = distribute.is_chief(strategy)
-  if checkpoint.find_all(workdir):
+  with (
+      lock.held(workdir, takes=chief),
+      distribute.watching_workers(strategy),
+  ):
+    _train(config, workdir, strategy, stop, chief)
+
+
+def _train(config, workdir, strategy, stop, chief):
+  if checkpoint.any_in(workdir):
     config_lib.check_same_trajectory(config, workdir)
-  trainer = Trainer(config, strategy)
+  trainer = Trainer(config, strategy, stop.make_flag())
   checkpoints = checkpoint.Checkpointer(
       workdir,
       trainer.state,
@@ -46,6 +60,7 @@ def train(config, workdir, strategy):
       keep_every_steps=config.train.keep_every_steps,
   )
   step = saved = checkpoints.restore()
+  distribute.check_agreement(strategy, step)
   if chief:
     config_lib.save(config, workdir)
   log = writers.Writers(
@@ -62,15 +77,18 @@ def train(config, workdir, strategy):
   block = None
   first_step = timed_step = step
   timed_at = time.monotonic()
-  while step < config.train.num_steps:
+  stopped = False
+  while step < config.train.num_steps and not stopped:
     if block is None or step % config.train.steps_per_loop == 0:
       block = next(blocks)
     # The first call is one step, so that the wait for it has an end in sight.
     first = step == first_step
     n = 1 if first else _steps_to_next_event(step, config.train)
-    metrics = trainer.run(block, step % config.train.steps_per_loop, n)
-    step += n
+    step, stopped, metrics = trainer.run(
+        block, step % config.train.steps_per_loop, n
+    )
     log.progress(step)
+    checkpoints.raise_errors()
 
     if _due(step, config.train.log_every_steps):
       images = (step - timed_step) * config.train.batch_size
@@ -85,15 +103,21 @@ def train(config, workdir, strategy):
       saved = step
     if _due(step, config.train.sample_every_steps):
       path = os.path.join(workdir, 'samples', f'step_{step:08d}.png')
-      log.images(step, trainer.draw(_GRID_SEEDS), path)
+      log.images(step, path, trainer.draw)
 
   if saved != step:
     checkpoints.save(step)
-  if chief:
+  checkpoints.wait()
+  if not stopped:
     path = os.path.join(workdir, 'grid.png')
-    log.images(step, trainer.draw(_GRID_SEEDS), path)
-    logging.info('step %d, done: %s', step, path)
+    log.images(step, path, trainer.draw)
   log.close()
+  if stopped or stop.heard:
+    who = stop.heard or 'another worker'
+    raise Interrupted(
+        f'by {who}, step {step} is saved: run the same command to go on'
+    )
+  logging.info('step %d, done: %s', step, os.path.join(workdir, 'grid.png'))
 
 
 class Trainer:
@@ -104,13 +128,20 @@ class Trainer:
     layout: `state.Layout` of the model.
     replica_batch_size: images of one replica in a step.
 
+  Args:
+    config: a valid config.
+    strategy: `tf.distribute.Strategy`.
+    stop: scalar, or variable of one, on the host: not 0 ends `run` and `draw`
+      early.
+
   Raises:
     UserError: config, data and strategy do not fit each other.
   """
 
-  def __init__(self, config, strategy):
+  def __init__(self, config, strategy, stop=0.0):
     self._config = config
     self._strategy = strategy
+    self._stop = stop
     replicas = strategy.num_replicas_in_sync
     if config.train.batch_size % replicas:
       raise UserError(
@@ -175,6 +206,7 @@ class Trainer:
         update,
         local_clip_norm=local_clip,
         max_skipped_steps=self._max_skipped,
+        stop=self._stop,
     )
     return tf.function(loop, autograph=False)
 
@@ -200,7 +232,9 @@ class Trainer:
     """Runs n steps, from the `first` of a block.
 
     Returns:
-      Dict of numbers: the metrics of the last step.
+      Steps done since the start of training; whether any worker was told to
+      stop, so that there may be fewer than n more; a dict of numbers, the
+      metrics of the last step.
 
     Raises:
       UserError: a step's loss or gradient was not finite (in float16, too
@@ -210,18 +244,17 @@ class Trainer:
         block, tf.constant(first), tf.constant(first + n)
     )
     metrics = {name: value.numpy().item() for name, value in metrics.items()}
+    step, stop = metrics.pop('step'), metrics.pop('stop')
     if metrics['skipped_steps'] > self._max_skipped:
-      step = self.state.step.numpy() - 1
-      raise UserError(
-          f'step {step}: loss {metrics["loss"]}, norm of the gradient'
-          f' {metrics["gradient_norm"]}, not finite: lower'
-          ' optimizer.learning_rate, or use another precision; the last'
-          ' checkpoint is from before that'
-      )
-    return metrics
+      raise UserError(_not_finite(step, metrics))
+    return step, bool(stop), metrics
 
-  def draw(self, seeds):
-    """Draws images from the first EMA: uint8 [N, H, W, C]."""
+  def draw(self):
+    """Draws the grid of a run from the first EMA.
+
+    Returns:
+      uint8 [N, H, W, C], or None if it was told to stop.
+    """
     if self._sampler is None:
       self._sampler = samplers.Sampler(
           self._model,
@@ -230,11 +263,13 @@ class Trainer:
           sampler=self._config.sample.sampler,
           steps=self._config.sample.steps,
           variance=self._config.diffusion.variance,
-          batch_size=len(seeds),
+          batch_size=len(_GRID_SEEDS),
           jit_compile=self._config.jit_compile,
+          stop=self._stop,
       )
     params = self.state.ema[str(self._config.ema.decays[0])].read_value()
-    return np.concatenate(list(self._sampler(params, seeds)))
+    images = np.concatenate(list(self._sampler(params, _GRID_SEEDS)))
+    return None if tf.convert_to_tensor(self._stop) else images
 
 
 def _load_data(config):
@@ -257,6 +292,24 @@ def _load_data(config):
         f' {source.num_classes}'
     )
   return source
+
+
+def _not_finite(step, metrics):
+  values = {
+      'the loss': metrics['loss'],
+      "the gradient's norm": metrics['gradient_norm'],
+  }
+  what = ' and '.join(
+      f'{name} is {value}'
+      for name, value in values.items()
+      if not math.isfinite(value)
+  )
+  skipped = metrics['skipped_steps']
+  in_a_row = f', after {skipped - 1} more such steps' if skipped > 1 else ''
+  return (
+      f'step {step}: {what}{in_a_row}: lower optimizer.learning_rate, or use'
+      ' another precision; the last checkpoint is from before that'
+  )
 
 
 def _due(step, every):

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from ddpm.errors import writing
+
 
 class Writers:
   """All places that a run reports to.
@@ -40,12 +42,21 @@ class Writers:
     for sink in self._sinks:
       sink.progress(step)
 
-  def images(self, step, images, path):
-    """Reports images, uint8 [N, H, W, C], as a grid written to a path."""
+  def images(self, step, path, draw):
+    """Reports images as a grid, which is also written to a path.
+
+    Args:
+      step: steps done.
+      path: of a PNG file.
+      draw: function () -> uint8 [N, H, W, C], or None for no images. Not
+        called where this process does not report.
+    """
+    images = draw() if self._sinks else None
+    if images is None:
+      return
     for sink in self._sinks:
       sink.images(step, images)
-    if self._sinks:
-      write_png(path, grid(images))
+    write_png(path, grid(images))
 
   def close(self):
     for sink in self._sinks:
@@ -78,10 +89,11 @@ def write_png(path, image):
 
 def write_file(path, data):
   """Writes bytes to a path (or a bucket's), whole or not at all."""
-  tf.io.gfile.makedirs(os.path.dirname(path))
-  with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
-    f.write(data)
-  tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+  with writing(path):
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
+      f.write(data)
+    tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
 
 
 class _JsonLines:
@@ -92,11 +104,13 @@ class _JsonLines:
       with tf.io.gfile.GFile(path) as f:
         lines = f.read().splitlines(keepends=True)
       write_file(path, ''.join(_up_to(lines, first_step)).encode())
+    self._path = path
     self._file = tf.io.gfile.GFile(path, 'a')
 
   def numbers(self, step, metrics):
-    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
-    self._file.flush()
+    with writing(self._path):
+      self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+      self._file.flush()
 
   def progress(self, step):
     pass

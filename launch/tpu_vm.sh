@@ -55,7 +55,8 @@ on_all_hosts "cd ddpm && DDPM_TENSORFLOW=tensorflow-tpu pip install -e . \
 -f https://storage.googleapis.com/libtpu-tf-releases/index.html"
 
 flags=$(printf '%q ' "$@")
-train="cd ddpm && python3 -m ddpm.main $flags--config.distribute.strategy=tpu"
+train="cd ddpm && PYTHON=python3 launch/local.sh \
+$flags--config.distribute.strategy=tpu"
 # TensorFlow drives a slice from one process, on its first host.
 if [[ -n $slice ]]; then
   train="export TPU_NAME=$name TPU_LOAD_LIBRARY=0 && $train"

@@ -58,17 +58,26 @@ def tiny_config():
 _SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
 
 
-def run_program(module, *args, **env):
-  """Runs `python -m MODULE` to its end, with its output kept as text."""
+def start_program(module, *args, **env):
+  """Starts `python -m MODULE`, with its output to be read as text."""
   # What ddpm sets in this process is not what a user's shell has.
   inherited = {k: v for k, v in os.environ.items() if k not in _SET_BY_DDPM}
-  return subprocess.run(
+  return subprocess.Popen(
       [sys.executable, '-m', module, *map(str, args)],
       cwd=ROOT,
       env=inherited | env,
-      capture_output=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
       text=True,
-      check=False,
+  )
+
+
+def run_program(module, *args, **env):
+  """Runs it to its end."""
+  process = start_program(module, *args, **env)
+  stdout, stderr = process.communicate()
+  return subprocess.CompletedProcess(
+      process.args, process.returncode, stdout, stderr
   )
 
 

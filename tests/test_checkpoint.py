@@ -1,5 +1,8 @@
 """Saved, kept, found, restored, refused."""
 
+import shutil
+import threading
+
 from conftest import Network
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
   state = state_lib.State(
       network.params, ema_decays=decays, use_loss_scale=False
   )
-  return state, checkpoint.Checkpointer(
+  checkpoints = checkpoint.Checkpointer(
       str(workdir),
       state,
       network.layout,
@@ -22,50 +25,110 @@ def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
       keep_last=2,
       keep_every_steps=keep_every,
   )
+  return state, checkpoints, checkpoints.restore()
+
+
+def saved(workdir, network, *steps):
+  """Saves checkpoints of some steps, each with its step in the state."""
+  state, checkpoints, _ = make(workdir, network)
+  for step in steps:
+    state.step.assign(step)
+    checkpoints.save(step)
+  checkpoints.wait()
+
+
+def steps_of(workdir):
+  return sorted(
+      int(path.stem.removeprefix('ckpt-')) for path in workdir.rglob('*.index')
+  )
 
 
 def test_restores_every_part(tmp_path, network):
-  state, checkpoints = make(tmp_path, network)
-  assert checkpoints.restore() == 0
+  state, checkpoints, step = make(tmp_path, network)
+  assert step == 0
   for i, variable in enumerate(tf.nest.flatten(state.variables())):
     variable.assign(tf.fill(variable.shape, tf.cast(i + 1, variable.dtype)))
   checkpoints.save(7)
-  other, checkpoints = make(tmp_path, network, writes=False)
-  assert checkpoints.restore() == 7
+  checkpoints.wait()
+  other, _, step = make(tmp_path, network, writes=False)
+  assert step == 7
   tf.nest.map_structure(
       np.testing.assert_array_equal, other.read(), state.read()
   )
 
 
+def test_saves_the_state_as_it_was_when_asked(tmp_path, network, monkeypatch):
+  """The state moves on while the copy is written."""
+  state, checkpoints, _ = make(tmp_path, network)
+  moved_on = threading.Event()
+  flush = checkpoint._flush
+  monkeypatch.setattr(
+      checkpoint, '_flush', lambda path: (moved_on.wait(), flush(path))
+  )
+  state.step.assign(3)
+  checkpoints.save(3)
+  state.step.assign(4)
+  state.params.assign(state.params * 0)
+  checkpoints.raise_errors()
+  moved_on.set()
+  checkpoints.wait()
+  path = checkpoint.find(str(tmp_path), 'latest')
+  step, weights = checkpoint.read_weights(path, network.layout, 'raw')
+  assert step == 3
+  np.testing.assert_array_equal(weights, network.params)
+
+
 def test_keeps_the_newest_and_every_so_many(tmp_path, network):
-  _, checkpoints = make(tmp_path, network, keep_every=20)
+  _, checkpoints, _ = make(tmp_path, network, keep_every=20)
   for step in range(10, 70, 10):
     checkpoints.save(step)
-  assert sorted(checkpoint.find_all(str(tmp_path))) == [20, 40, 50, 60]
-  assert checkpoint.find(str(tmp_path), 'latest').endswith('ckpt-60')
+  checkpoints.wait()
+  assert steps_of(tmp_path) == [20, 40, 50, 60, 60]
+  assert checkpoint.find(str(tmp_path), 'latest').endswith('s/ckpt-60')
   assert checkpoint.find(str(tmp_path), '20').endswith('kept/ckpt-20')
   with pytest.raises(UserError, match='has the steps: 20, 40, 50, 60'):
     checkpoint.find(str(tmp_path), '30')
 
 
+def test_keeps_count_over_restarts(tmp_path, network):
+  saved(tmp_path, network, 10, 20)
+  saved(tmp_path, network, 30)
+  assert steps_of(tmp_path) == [20, 30]
+  directory = str(tmp_path / 'checkpoints')
+  assert tf.train.latest_checkpoint(directory).endswith('ckpt-30')
+
+
+def test_an_older_one_goes_only_when_the_new_one_verifies(
+    tmp_path, network, monkeypatch
+):
+  saved(tmp_path, network, 10, 20)
+  _, checkpoints, _ = make(tmp_path, network)
+
+  def lose_the_end(path):
+    with open(path + '.data-00000-of-00001', 'r+b') as f:
+      f.truncate(100)
+
+  monkeypatch.setattr(checkpoint, '_flush', lose_the_end)
+  checkpoints.save(30)
+  with pytest.raises(UserError, match='checkpoints cannot be written: '):
+    checkpoints.wait()
+  assert make(tmp_path, network)[2] == 20
+  assert steps_of(tmp_path) == [10, 20, 30]
+
+
 def test_only_the_writer_writes(tmp_path, network):
-  _, checkpoints = make(tmp_path, network, writes=False)
+  _, checkpoints, _ = make(tmp_path, network, writes=False)
   checkpoints.save(3)
+  checkpoints.wait()
   assert not list(tmp_path.iterdir())
 
 
-def test_a_lost_index_of_checkpoints_is_no_fresh_start(tmp_path, network):
-  _, checkpoints = make(tmp_path, network)
-  checkpoints.save(5)
-  (tmp_path / 'checkpoints' / 'checkpoint').unlink()
-  assert make(tmp_path, network)[1].restore() == 5
-
-
 def test_reads_one_vector_of_weights(tmp_path, network):
-  state, checkpoints = make(tmp_path, network, decays=(0.9, 0.5))
+  state, checkpoints, _ = make(tmp_path, network, decays=(0.9, 0.5))
   state.ema['0.5'].assign(network.params * 2)
   state.step.assign(3)
   checkpoints.save(3)
+  checkpoints.wait()
   path = checkpoint.find(str(tmp_path), 'latest')
   step, weights = checkpoint.read_weights(path, network.layout, '0.5')
   assert step == 3
@@ -77,18 +140,18 @@ def test_reads_one_vector_of_weights(tmp_path, network):
 
 
 def test_refuses_another_model_and_says_what_differs(tmp_path, network):
-  make(tmp_path, network)[1].save(3)
+  saved(tmp_path, network, 3)
   other = Network(channels=16)
   differs = r'time_dense1/kernel is \[8, 32\] there, \[16, 64\] in the model'
   with pytest.raises(UserError, match='is of another model: ' + differs):
-    make(tmp_path, other)[1].restore()
+    make(tmp_path, other)
 
 
-def test_refuses_a_checkpoint_without_the_average(tmp_path, network):
-  make(tmp_path, network)[1].save(3)
-  _, checkpoints = make(tmp_path, network, decays=(0.9, 0.99))
-  with pytest.raises(UserError, match=r'no ema/0\.99: it cannot be resumed'):
-    checkpoints.restore()
+def test_refuses_a_checkpoint_without_a_part_of_the_state(tmp_path, network):
+  saved(tmp_path, network, 3)
+  message = r'resumed: it has no ema/0\.99; it has no ema/0\.7$'
+  with pytest.raises(UserError, match=message):
+    make(tmp_path, network, decays=(0.9, 0.99, 0.7))
 
 
 def test_refuses_what_is_no_checkpoint_of_ours(tmp_path, network):
@@ -96,9 +159,147 @@ def test_refuses_what_is_no_checkpoint_of_ours(tmp_path, network):
   path = str(tmp_path / 'checkpoints' / 'ckpt-1')
   tf.train.Checkpoint(x=tf.Variable(1.0)).write(path)
   with pytest.raises(UserError, match='is not a checkpoint of ddpm'):
-    make(tmp_path, network)[1].restore()
+    make(tmp_path, network)
 
 
 def test_an_empty_workdir_has_nothing_to_sample(tmp_path):
   with pytest.raises(UserError, match='has no checkpoints: train first'):
     checkpoint.find(str(tmp_path), 'latest')
+
+
+def truncated(path):
+  path.write_bytes(path.read_bytes()[:-10])
+
+
+def emptied(path):
+  path.write_bytes(b'')
+
+
+def changed(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def missing(path):
+  path.unlink()
+
+
+@pytest.mark.parametrize('part', ['index', 'data-00000-of-00001'])
+@pytest.mark.parametrize('damage', [truncated, emptied, changed, missing])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path, network, caplog, damage, part
+):
+  saved(tmp_path, network, 10, 20)
+  file = tmp_path / 'checkpoints' / f'ckpt-20.{part}'
+  damage(file)
+  before = file.exists() and file.read_bytes()
+  state, checkpoints, step = make(tmp_path, network)
+  assert step == 10 and state.step.numpy() == 10
+  assert 'ckpt-20 is damaged, and passed over' in caplog.text
+  assert (file.exists() and file.read_bytes()) == before
+  path = checkpoint.find(str(tmp_path), 'latest')
+  assert path.endswith('ckpt-10')
+  # The run gets there again, and all is well.
+  state.step.assign(20)
+  checkpoints.save(20)
+  checkpoints.wait()
+  assert make(tmp_path, network)[2] == 20
+  assert steps_of(tmp_path) == [10, 20]
+
+
+def test_a_kept_one_stands_in_for_a_damaged_one_of_its_step(tmp_path, network):
+  _, checkpoints, _ = make(tmp_path, network, keep_every=20)
+  checkpoints.save(20)
+  checkpoints.wait()
+  changed(tmp_path / 'checkpoints' / 'ckpt-20.data-00000-of-00001')
+  for which in ('latest', '20'):
+    assert checkpoint.find(str(tmp_path), which).endswith('kept/ckpt-20')
+  assert make(tmp_path, network)[2] == 20
+
+
+def test_no_fresh_start_where_all_are_damaged(tmp_path, network):
+  saved(tmp_path, network, 10, 20)
+  for file in tmp_path.rglob('*.data-*'):
+    truncated(file)
+  with pytest.raises(UserError, match='none that can be read'):
+    make(tmp_path, network)
+  with pytest.raises(UserError, match='ckpt-10 is damaged'):
+    checkpoint.find(str(tmp_path), '10')
+  assert steps_of(tmp_path) == [10, 20]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        None,
+        'model_checkpoint_path: "ckpt-99"\n',
+        'model_checkpoint_path: "/gone/ckpt-5"\n'
+        'all_model_checkpoint_paths: "/gone/ckpt-5"\n',
+        'nonsense',
+        '',
+    ],
+    ids=['missing', 'names a later one', 'names others', 'nonsense', 'empty'],
+)
+def test_the_file_checkpoint_does_not_matter(tmp_path, network, text):
+  saved(tmp_path, network, 10, 20)
+  file = tmp_path / 'checkpoints' / 'checkpoint'
+  file.unlink()
+  if text is not None:
+    file.write_text(text)
+  _, checkpoints, step = make(tmp_path, network)
+  assert step == 20
+  checkpoints.save(30)
+  checkpoints.wait()
+  assert steps_of(tmp_path) == [20, 30]
+
+
+def killed_in_parts(directory):
+  temporary = directory / 'ckpt-30_temp'
+  temporary.mkdir()
+  (temporary / 'part-00000-of-00001.data-00000-of-00001').write_bytes(b'x')
+  (directory / 'ckpt-30.index.tempstate123').write_bytes(b'x')
+
+
+def killed_before_the_index(directory):
+  (directory / 'ckpt-30.index').unlink()
+
+
+def killed_in_the_index(directory):
+  truncated(directory / 'ckpt-30.index')
+
+
+def killed_before_the_record(directory):
+  """Whole, but the file `checkpoint` does not know of it."""
+  (directory / 'checkpoint').write_text(
+      'model_checkpoint_path: "ckpt-20"\n'
+      'all_model_checkpoint_paths: "ckpt-20"\n'
+      'all_model_checkpoint_timestamps: 1\n'
+  )
+
+
+def killed_before_the_sweep(directory):
+  for file in directory.glob('ckpt-20.*'):
+    shutil.copy(file, directory / file.name.replace('20', '15'))
+
+
+@pytest.mark.parametrize(
+    'killed, step, steps',
+    [
+        (killed_in_parts, 30, [30, 40]),
+        (killed_before_the_index, 20, [20, 40]),
+        (killed_in_the_index, 20, [20, 30, 40]),
+        (killed_before_the_record, 30, [30, 40]),
+        (killed_before_the_sweep, 30, [30, 40]),
+    ],
+)
+def test_a_kill_at_any_stage_of_a_save(tmp_path, network, killed, step, steps):
+  directory = tmp_path / 'checkpoints'
+  saved(tmp_path, network, 10, 20, 30)
+  killed(directory)
+  state, checkpoints, restored = make(tmp_path, network)
+  assert restored == state.step.numpy() == step
+  checkpoints.save(40)
+  checkpoints.wait()
+  assert steps_of(tmp_path) == steps
+  assert not list(directory.glob('*temp*'))

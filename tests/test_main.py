@@ -156,7 +156,7 @@ def refused(module, *args):
          'train.batch_size 8 is not divisible by the 3 replicas: use 6'),
         (['--config.distribute.strategy=multi_worker'], 'TF_CONFIG'),
         (['--config.distribute.strategy=tpu'], 'no TPU answers'),
-        (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be made'),
+        (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be written'),
         (['surplus'], "unknown argument 'surplus'"),
         (['--no_such_flag'], 'no_such_flag'),
     ],
@@ -193,7 +193,7 @@ def test_refuses_another_trajectory_and_keeps_the_run(run):
         (['--seeds=5-1'], "--seeds is '5-1', expected"),
         (['--checkpoint=3'], 'has the steps: 2, 4'),
         (['--weights=best'], "--weights is 'best', expected ema or raw"),
-        (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be made'),
+        (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
     ],
 )
 def test_sample_refuses_in_one_line(run, tmp_path, args, message):

@@ -34,8 +34,12 @@ def test_numbers_read_back_equal_and_no_step_twice(tmp_path):
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
   log = open_writers(tmp_path)
   log.numbers(4, {'loss': 0.5, 'images_per_second': 1.0})
-  log.images(4, np.zeros([4, 3, 3, 1], np.uint8), str(tmp_path / 'grid.png'))
+  images = np.zeros([4, 3, 3, 1], np.uint8)
+  log.images(4, str(tmp_path / 'grid.png'), lambda: images)
+  log.images(5, str(tmp_path / 'stopped.png'), lambda: None)
   log.close()
+  assert (tmp_path / 'grid.png').exists()
+  assert not (tmp_path / 'stopped.png').exists()
   (file,) = (tmp_path / 'tensorboard').iterdir()
   found = {}
   for record in tf.data.TFRecordDataset(str(file)):
@@ -63,6 +67,6 @@ def test_a_silent_worker_writes_nothing(tmp_path):
       str(tmp_path), first_step=0, num_steps=1, writes=False
   )
   log.numbers(1, {'loss': 1.0})
-  log.images(1, np.zeros([1, 2, 2, 1], np.uint8), str(tmp_path / 'x.png'))
+  log.images(1, str(tmp_path / 'x.png'), draw=None)
   log.close()
   assert not list(tmp_path.iterdir())

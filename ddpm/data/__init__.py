@@ -144,7 +144,11 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
 
   # As many elements as an int64 counts: longer than any run.
   dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
-  return dataset.map(part).prefetch(local_replicas)
+  options = tf.data.Options()
+  # There is nothing to tune, and the end of a run may wait for the tuner's
+  # thread forever (seen with TensorFlow 2.21).
+  options.autotune.enabled = False
+  return dataset.map(part).prefetch(local_replicas).with_options(options)
 
 
 def _mnist5k(split, image_size):

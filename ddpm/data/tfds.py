@@ -53,8 +53,9 @@ def load(name, *, data_dir, split, image_size):
   _check_memory(name, count * image_size**2 * channels)
 
   features = builder.info.features
-  label = features['label'] if 'label' in features else None
-  num_classes = getattr(label, 'num_classes', 0)
+  num_classes = 0
+  if 'label' in features:
+    num_classes = getattr(features['label'], 'num_classes', 0)
 
   def example(features):
     image = _crop_and_resize(features['image'], image_size)

@@ -1,0 +1,263 @@
+"""What goes wrong around a run: one clear line, and nothing is lost.
+
+Damaged checkpoints are in test_checkpoint.py, signals and workers that die in
+test_preemption.py, a workdir in use in test_lock.py.
+"""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+from conftest import run_program
+from conftest import start_program
+from conftest import TINY
+from conftest import tiny_config
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm import checkpoint
+from ddpm import config as config_lib
+from ddpm import state as state_lib
+from ddpm import train
+from ddpm.errors import UserError
+
+
+class NeverStopped:
+  heard = None
+
+  def make_flag(self):
+    return 0.0
+
+
+def run(workdir, steps, **overrides):
+  config = tiny_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(overrides)
+    config.train.num_steps = steps
+  strategy = tf.distribute.OneDeviceStrategy('CPU:0')
+  train.train(config, str(workdir), strategy, NeverStopped())
+
+
+def newest(workdir):
+  return checkpoint.find(str(workdir), 'latest').rpartition('-')[2]
+
+
+def logged(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['step'] for line in lines]
+
+
+@pytest.fixture
+def trained(tmp_path):
+  """A workdir with the checkpoint of step 2."""
+  run(tmp_path, 2)
+  return tmp_path
+
+
+def poison(workdir):
+  """Makes a weight of the newest checkpoint NaN, and saves it soundly."""
+  model = config_lib.build_model(tiny_config())
+  state = state_lib.State(
+      state_lib.flatten(model.trainable_variables),
+      ema_decays=(0.995,),
+      use_loss_scale=False,
+  )
+  checkpoints = checkpoint.Checkpointer(
+      str(workdir), state, state_lib.Layout(model), writes=True, keep_last=1,
+      keep_every_steps=0,
+  )  # fmt: skip
+  step = checkpoints.restore()
+  params = state.params.numpy()
+  params[0] = np.nan
+  state.params.assign(params)
+  checkpoints.save(step)
+  checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    'overrides, after',
+    [
+        ({}, ''),
+        (
+            {'precision': 'mixed_float16', 'train.max_skipped_steps': 2},
+            ', after 2 more such steps',
+        ),
+    ],
+)
+def test_weights_that_are_not_finite_stop_the_run(tmp_path, overrides, after):
+  run(tmp_path, 2, **overrides)
+  poison(tmp_path)
+  steps = 5 if overrides else 3
+  message = (
+      f"step {steps}: the loss is nan and the gradient's norm is nan{after}:"
+      ' lower optimizer.learning_rate'
+  )
+  with pytest.raises(UserError, match=message):
+    run(tmp_path, 20, **overrides, **{'train.checkpoint_every_steps': 20})
+  assert newest(tmp_path) == '2'
+  assert not (tmp_path / 'samples').exists()
+
+
+def test_a_log_that_is_gone_begins_anew(trained):
+  (trained / 'metrics.jsonl').unlink()
+  run(trained, 4)
+  assert logged(trained) == [3, 4]
+
+
+def test_a_log_that_was_cut_short_goes_on(trained):
+  with open(trained / 'metrics.jsonl', 'a') as f:
+    f.write('{"step": 3, "loss": 0.')
+  run(trained, 4)
+  assert logged(trained) == [1, 2, 3, 4]
+
+
+def test_a_config_that_is_gone_is_written_again(trained):
+  (trained / 'config.json').unlink()
+  run(trained, 4)
+  assert (trained / 'config.json').exists() and newest(trained) == '4'
+
+
+def test_a_config_that_is_damaged_is_named(trained):
+  (trained / 'config.json').write_text('{"seed": ')
+  with pytest.raises(UserError, match=r'config\.json is not a config'):
+    run(trained, 4)
+  assert newest(trained) == '2'
+
+
+def test_a_data_set_that_is_gone_is_named(trained, monkeypatch):
+  def load(*args, **kwargs):
+    raise UserError('data set is not prepared')
+
+  monkeypatch.setattr(train.data, 'load', load)
+  with pytest.raises(UserError, match='is not prepared'):
+    run(trained, 4)
+  assert newest(trained) == '2'
+
+
+def command(workdir, *args):
+  return [
+      sys.executable, '-m', 'ddpm.main', *TINY, f'--workdir={workdir}', *args
+  ]  # fmt: skip
+
+
+def refused(command, **kwargs):
+  """The one line that a command that fails leaves after its log lines."""
+  done = subprocess.run(
+      command, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
+  )
+  assert done.returncode == 1, done.stderr
+  assert 'Traceback' not in done.stderr
+  line = done.stderr.strip().splitlines()[-1]
+  assert line.startswith('ddpm: error: ')
+  return line
+
+
+def test_a_checkpoint_that_finds_no_room_is_an_error(trained):
+  """The limit stands for a disk that is full: 100 KiB do not hold the state."""
+  limited = ['bash', '-c', 'ulimit -f 100 && exec "$@"', '-']
+  flags = command(trained, '--config.train.num_steps=9')
+  line = refused(limited + flags)
+  assert f'{trained}/checkpoints cannot be written: ' in line
+  assert newest(trained) == '2'
+  run(trained, 4)
+  assert newest(trained) == '4'
+
+
+@contextlib.contextmanager
+def mounted(path, options):
+  path.mkdir(exist_ok=True)
+  mount = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(path)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('needs the right to mount')
+  try:
+    yield
+  finally:
+    subprocess.run(['umount', str(path)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
+  with mounted(tmp_path / 'disk', 'size=1m'):
+    workdir = tmp_path / 'disk' / 'run'
+    flags = command(workdir, '--config.train.keep_last=1000')
+    line = refused([*flags, '--config.train.num_steps=1000'])
+    assert 'cannot be written: ' in line and 'No space left' in line
+    step = int(newest(workdir))
+    assert step >= 2
+    # With room again, the same command goes on.
+    subprocess.run(
+        ['mount', '-o', 'remount,size=100m', workdir.parent], check=True
+    )
+    run(workdir, step + 2, **{'train.keep_last': 1000})
+    assert int(newest(workdir)) == step + 2
+    assert logged(workdir) == list(range(1, step + 3))
+
+
+def test_a_workdir_that_is_read_only_is_an_error(tmp_path):
+  with mounted(tmp_path / 'disk', 'size=9m'):
+    workdir = tmp_path / 'disk' / 'run'
+    run_program(*command(workdir, '--config.train.num_steps=2')[2:])
+    subprocess.run(['mount', '-o', 'remount,ro', workdir.parent], check=True)
+    line = refused(command(workdir, '--config.train.num_steps=4'))
+    assert f'{workdir}' in line and 'cannot be written' in line
+    assert newest(workdir) == '2'
+
+
+def test_a_second_run_on_a_workdir_is_refused(tmp_path):
+  first = start_program(*command(tmp_path)[2:])
+  for line in first.stderr:
+    if 'step 1 done' in line:
+      break
+  try:
+    line = refused(command(tmp_path))
+  finally:
+    first.kill()
+    first.communicate()
+  assert f'in use by process {first.pid} on ' in line
+  # The kill left no lock: the run goes on.
+  done = run_program(*command(tmp_path, '--config.train.num_steps=2')[2:])
+  assert done.returncode == 0, done.stderr
+
+
+def tensors(workdir, step):
+  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
+  return {
+      name: reader.get_tensor(name)
+      for name in reader.get_variable_to_shape_map()
+      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
+  }
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path):
+  """SIGKILL, some inside a save, until the run is done."""
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  steps = '--config.train.num_steps=150'
+  done = run_program(*command(whole, steps)[2:])
+  assert done.returncode == 0, done.stderr
+  moments = random.Random(0)
+  kills = 0
+  while True:
+    process = start_program(*command(killed, steps)[2:])
+    for line in process.stderr:
+      if 'done, compiled' in line:
+        break
+    time.sleep(moments.uniform(0, 0.8))
+    if process.poll() is not None:
+      break
+    process.kill()
+    process.communicate()
+    kills += 1
+  assert process.returncode == 0 and kills >= 2
+  for name, value in tensors(whole, 150).items():
+    np.testing.assert_array_equal(tensors(killed, 150)[name], value, name)
+  assert logged(killed) == logged(whole) == list(range(1, 151))
+  rows = [
+      [json.loads(line)['loss'] for line in open(w / 'metrics.jsonl')]
+      for w in (whole, killed)
+  ]
+  assert rows[0] == rows[1]

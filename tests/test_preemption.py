@@ -1,0 +1,186 @@
+"""Signals, at any time: what is done is saved, and the exit code says so."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+from conftest import run_program
+from conftest import start_program
+from conftest import TINY
+import pytest
+
+RESTART = 75
+
+
+def start_trainer(workdir, *args, **env):
+  """A run that would go on for long."""
+  return start_program(
+      'ddpm.main', *TINY, f'--workdir={workdir}',
+      '--config.train.num_steps=1000000',
+      '--config.train.checkpoint_every_steps=1000000',
+      *args, **env,
+  )  # fmt: skip
+
+
+def wait_for(process, text):
+  """Reads what a process says, to the line with a text."""
+  for line in process.stderr:
+    if text in line:
+      return
+  pytest.fail(f'the process ended without {text!r}')
+
+
+def stop(process, number):
+  """Sends a signal; returns the exit code, seconds to it, and what was said."""
+  sent = time.monotonic()
+  process.send_signal(number)
+  _, said = process.communicate(timeout=60)
+  return process.returncode, time.monotonic() - sent, said
+
+
+def last_logged(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return json.loads(lines[-1])['step']
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_last_step(tmp_path, number):
+  process = start_trainer(tmp_path)
+  wait_for(process, 'step 4  loss')
+  code, seconds, said = stop(process, number)
+  assert code == RESTART and seconds < 30
+  step = int(re.search(r'step (\d+) is saved', said)[1])
+  # Every step is logged: none is lost, none replayed.
+  assert step == last_logged(tmp_path)
+  done = run_program(
+      'ddpm.main', *TINY, f'--workdir={tmp_path}',
+      f'--config.train.num_steps={step + 1}',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f'resuming at step {step} of {step + 1}' in done.stderr
+  assert last_logged(tmp_path) == step + 1
+
+
+def test_a_signal_while_sampling_ends_the_sampling(tmp_path):
+  endless = 100_000
+  process = start_trainer(
+      tmp_path, '--config.train.sample_every_steps=3',
+      f'--config.diffusion.num_timesteps={endless}',
+      f'--config.sample.steps={endless}',
+  )  # fmt: skip
+  wait_for(process, 'step 3  loss')
+  time.sleep(3)
+  code, seconds, said = stop(process, signal.SIGTERM)
+  assert code == RESTART and seconds < 15
+  # One step more, in which all workers hear of it.
+  assert 'step 4 is saved' in said
+  assert not (tmp_path / 'samples').exists()
+
+
+def test_a_signal_while_the_program_loads(tmp_path):
+  process = start_trainer(tmp_path)
+  time.sleep(1)
+  code, seconds, _ = stop(process, signal.SIGTERM)
+  assert code == RESTART and seconds < 10
+
+
+def start_workers(workdirs, *args):
+  """Two workers on this machine, a workdir each."""
+  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in workdirs]
+  addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
+  for s in sockets:
+    s.close()
+  return addresses, [
+      start_trainer(
+          workdir, '--config.distribute.strategy=multi_worker', *args,
+          TF_CONFIG=json.dumps({
+              'cluster': {'worker': addresses},
+              'task': {'type': 'worker', 'index': i},
+          }),
+      )
+      for i, workdir in enumerate(workdirs)
+  ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_at_the_same_step(tmp_path):
+  _, workers = start_workers([tmp_path, tmp_path])
+  wait_for(workers[0], 'step 4  loss')
+  code, seconds, said = stop(workers[1], signal.SIGTERM)
+  _, chief_said = workers[0].communicate(timeout=30)
+  assert code == workers[0].returncode == RESTART and seconds < 30
+  saved = re.search(r'by SIGTERM, (step \d+ is saved)', said)[1]
+  assert f'by another worker, {saved}' in chief_said
+  assert saved == f'step {last_logged(tmp_path)} is saved'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'lost, number',
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)],
+)
+def test_a_worker_that_is_gone_is_named_by_the_other(tmp_path, lost, number):
+  addresses, workers = start_workers(
+      [tmp_path, tmp_path], '--config.train.checkpoint_every_steps=2'
+  )
+  wait_for(workers[0], 'step 4  loss')
+  gone, other = workers[lost], workers[1 - lost]
+  gone.send_signal(number)
+  _, said = other.communicate(timeout=60)
+  gone.kill()
+  gone.communicate()
+  assert other.returncode == RESTART
+  assert f'worker {lost} ({addresses[lost]}) is gone' in said
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_share_the_workdir_say_so(tmp_path):
+  run_program(
+      'ddpm.main', *TINY, f'--workdir={tmp_path}', '--config.train.num_steps=2'
+  )
+  _, workers = start_workers([tmp_path, tmp_path / 'other'])
+  for worker in workers:
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert 'checkpoints of different steps (0 to 2)' in said
+
+
+def start_sleeper(grace_seconds):
+  """A program that hears signals and is too busy to act on them."""
+  code = (
+      'import time\nfrom ddpm import preemption\n'
+      f'preemption.StopSignal({grace_seconds}).make_flag()\n'
+      'print("ready", flush=True)\ntime.sleep(60)\n'
+  )
+  process = subprocess.Popen(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+def test_a_second_ctrl_c_ends_at_once():
+  process = start_sleeper(grace_seconds=60)
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.5)
+  assert process.poll() is None
+  code, seconds, _ = stop(process, signal.SIGINT)
+  assert code == 128 + signal.SIGINT and seconds < 2
+
+
+def test_a_second_sigterm_changes_nothing_and_the_grace_ends():
+  process = start_sleeper(grace_seconds=3)
+  process.send_signal(signal.SIGTERM)
+  time.sleep(0.5)
+  code, seconds, said = stop(process, signal.SIGTERM)
+  assert code == RESTART and 1 < seconds < 3
+  assert 'leaving without saving' in said
