@@ -45,6 +45,8 @@ setuptools.setup(
         'tensorboard': ['tensorboard>=2.19,<3'],
         'test': [
             'pytest>=8',
+            # Two files of tests at a time.
+            'pytest-xdist>=3.6',
             # Style and mistakes, as .ci/run checks them.
             'ruff>=0.12',
         ],

@@ -13,6 +13,9 @@ from configs import default
 def get_config():
   config = default.get_config()
 
+  # Costs nothing on a CPU (measured).
+  config.deterministic = True
+
   config.data.name = 'mnist5k'
   config.data.image_size = 28
   config.data.random_flip = False
