@@ -65,9 +65,10 @@ class Checkpointer:
       UserError: there are checkpoints and none verifies, or the newest is of
         another model, or incomplete.
     """
-    step, path = 0, None
-    if _list(self._workdir):
-      step, path = _newest(self._workdir)
+    step, path = _newest(self._workdir)
+    if path is None and _was_completed(self._workdir):
+      raise UserError(_none_sound(self._workdir))
+    if path is not None:
       reader = tf.train.load_checkpoint(path)
       _check_layout(reader, path, self._layout)
       _check_entries(reader, path, self._state)
@@ -164,7 +165,9 @@ def find(workdir, which):
         f' --config=... --workdir={workdir}'
     )
   if which == 'latest':
-    return _newest(workdir)[1]
+    if not (path := _newest(workdir)[1]):
+      raise UserError(_none_sound(workdir))
+    return path
   paths = [path for step, path in found if str(step) == which]
   if not paths:
     steps = ', '.join(str(step) for step in sorted({step for step, _ in found}))
@@ -232,13 +235,26 @@ def _list_in(directory):
 
 
 def _newest(workdir):
-  """Step and path of the newest checkpoint that verifies."""
+  """Step and path of the newest checkpoint that verifies, or 0 and None."""
   for step, path in _list(workdir):
     damage = _damage(path)
     if not damage:
       return step, path
     logging.warning('%s is damaged, and passed over: %s', path, damage)
-  raise UserError(
+  return 0, None
+
+
+def _was_completed(workdir):
+  """Whether any save came to its end: its last act is the file `checkpoint`.
+
+  Where none did, the first one was killed, and the run begins at step 0.
+  """
+  directory, _ = _directories(workdir)
+  return tf.io.gfile.exists(os.path.join(directory, 'checkpoint'))
+
+
+def _none_sound(workdir):
+  return (
       f'{workdir} has checkpoints, but none that can be read: bring one back,'
       ' or start anew in another workdir'
   )

@@ -229,6 +229,16 @@ def test_no_fresh_start_where_all_are_damaged(tmp_path, network):
   assert steps_of(tmp_path) == [10, 20]
 
 
+def test_a_first_save_that_was_killed_is_a_fresh_start(
+    tmp_path, network, caplog
+):
+  saved(tmp_path, network, 10)
+  (tmp_path / 'checkpoints' / 'ckpt-10.index').unlink()
+  (tmp_path / 'checkpoints' / 'checkpoint').unlink()
+  assert make(tmp_path, network)[2] == 0
+  assert 'ckpt-10 is damaged, and passed over' in caplog.text
+
+
 @pytest.mark.parametrize(
     'text',
     [
