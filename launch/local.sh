@@ -21,4 +21,5 @@ while true; do
   [[ $status == 75 && -z $stopped ]] || exit "$status"
   echo 'local.sh: starting again' >&2
   sleep 1
+  [[ -z $stopped ]] || exit 75
 done

@@ -78,4 +78,5 @@ while true; do
   [[ $status == 75 && -z $stopped ]] || exit "$status"
   echo 'multi_worker.sh: starting again' >&2
   sleep 1
+  [[ -z $stopped ]] || exit 75
 done
