@@ -20,6 +20,7 @@ from absl import logging
 import tensorflow as tf
 
 from ddpm import writers
+from ddpm.errors import reason
 from ddpm.errors import UserError
 from ddpm.errors import writing
 
@@ -277,7 +278,7 @@ def _damage(path):
             dtypes=[dtype],
         )
   except Exception as e:  # What damage makes TensorFlow raise has no bounds.
-    return ' '.join(str(getattr(e, 'message', e)).split())
+    return reason(e)
   return None
 
 

@@ -5,9 +5,11 @@ import json
 import os
 import re
 
+from absl import logging
 import tensorflow as tf
 
 from ddpm.errors import Interrupted
+from ddpm.errors import reason
 from ddpm.errors import UserError
 
 STRATEGIES = ('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu')
@@ -137,11 +139,14 @@ def _cluster():
 
 
 def _multi_worker(gpus):
-  if not _cluster():
+  cluster = _cluster()
+  if not cluster:
     raise UserError(
         'distribute.strategy is multi_worker, but TF_CONFIG does not name the'
         ' workers: start them with launch/multi_worker.sh'
     )
+  addresses = [a for job in cluster.values() for a in job]
+  logging.info('waiting for all workers: %s', ', '.join(addresses))
   implementation = (
       tf.distribute.experimental.CommunicationImplementation.NCCL
       if gpus
@@ -163,10 +168,9 @@ def _tpu():
       tf.config.experimental_connect_to_cluster(resolver)
     tf.tpu.experimental.initialize_tpu_system(resolver)
   except (tf.errors.OpError, ValueError, RuntimeError) as e:
-    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
     raise UserError(
         f'distribute.strategy is tpu, but no TPU answers as {name!r}'
-        f' ({reason}): run on a Cloud TPU VM with tensorflow-tpu installed, and'
-        ' set TPU_NAME on a slice'
+        f' ({reason(e)}): run on a Cloud TPU VM with tensorflow-tpu installed,'
+        ' and set TPU_NAME on a slice'
     ) from e
   return tf.distribute.TPUStrategy(resolver)

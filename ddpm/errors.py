@@ -3,6 +3,7 @@
 import contextlib
 import logging as std_logging
 import os
+import re
 import sys
 
 from absl import app
@@ -24,14 +25,20 @@ class Interrupted(Exception):
   """The program had to end, and would go on if it were started again."""
 
 
+def reason(error):
+  """What an exception says, in one line, without TensorFlow's node names."""
+  text = getattr(error, 'strerror', None) or getattr(error, 'message', None)
+  text = re.sub(r'\{\{.*?\}\}|\[Op:.*', '', text or str(error), flags=re.DOTALL)
+  return ' '.join(text.split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def writing(path):
   """Turns what the file system refuses into a UserError that names the path."""
   try:
     yield
   except (OSError, tf.errors.OpError) as e:
-    reason = getattr(e, 'strerror', None) or getattr(e, 'message', None)
-    raise UserError(f'{path} cannot be written: {reason or e}') from e
+    raise UserError(f'{path} cannot be written: {reason(e)}') from e
 
 
 def run(main):

@@ -32,13 +32,13 @@ _DRY_RUN = flags.DEFINE_bool(
 
 
 def main():
+  stop = preemption.StopSignal()
   config = _CONFIG.value
   if config is None:
     raise UserError('--config is missing: a file of configs/')
   if not (_DRY_RUN.value or _WORKDIR.value):
     raise UserError('--workdir is missing: a folder for the run')
   config_lib.validate(config)
-  stop = preemption.StopSignal(config.train.grace_seconds)
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()
   strategy = distribute.make_strategy(

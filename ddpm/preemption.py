@@ -22,19 +22,16 @@ _PATIENCE = 0.9
 class StopSignal:
   """Hears SIGTERM and SIGINT for the rest of the process's life.
 
-  Before there is a flag there is nothing to save, and a signal ends the
-  process, with exit code RESTART. After that it raises the flag; the program is
-  to save and to leave with that code. If it has not left when the grace is
+  Where there is no flag there is nothing to save, and a signal ends the process
+  at once, with exit code RESTART. Where there is one it is raised; the program
+  is to save and to leave with that code. If it has not left when the grace is
   nearly over, it is made to, and goes on from its last checkpoint. A second
   Ctrl-C ends it at once.
-
-  Args:
-    grace_seconds: time from a signal to the end of the process.
   """
 
-  def __init__(self, grace_seconds):
+  def __init__(self):
     self._flag = None
-    self._grace_seconds = grace_seconds
+    self._grace_seconds = None
     self._heard = None
     self._signals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
@@ -44,11 +41,16 @@ class StopSignal:
       signal.signal(number, lambda *_: None)
     threading.Thread(target=self._listen, daemon=True).start()
 
-  def make_flag(self):
-    """A float32 scalar variable on the host: 1 once a signal was heard.
+  def make_flag(self, grace_seconds):
+    """Makes the flag, which settles what TensorFlow's devices are.
 
-    Making it is the end of what TensorFlow lets be settled about devices.
+    Args:
+      grace_seconds: time from a signal to the end of the process.
+
+    Returns:
+      A float32 scalar variable on the host: 1 once a signal was heard.
     """
+    self._grace_seconds = grace_seconds
     with tf.device('CPU:0'):
       self._flag = tf.Variable(0.0, trainable=False)
     return self._flag

@@ -20,6 +20,7 @@ import tqdm
 import ddpm
 from ddpm import checkpoint
 from ddpm import config as config_lib
+from ddpm import preemption
 from ddpm import samplers
 from ddpm import state
 from ddpm import writers
@@ -49,6 +50,7 @@ _WEIGHTS = flags.DEFINE_string(
 
 
 def main():
+  preemption.StopSignal()  # There is nothing to save: it ends at once.
   started = time.monotonic()
   workdir, outdir = _WORKDIR.value, _OUTDIR.value
   if not workdir or not outdir:

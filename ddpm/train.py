@@ -50,7 +50,8 @@ def train(config, workdir, strategy, stop):
 def _train(config, workdir, strategy, stop, chief):
   if checkpoint.any_in(workdir):
     config_lib.check_same_trajectory(config, workdir)
-  trainer = Trainer(config, strategy, stop.make_flag())
+  flag = stop.make_flag(config.train.grace_seconds)
+  trainer = Trainer(config, strategy, flag)
   checkpoints = checkpoint.Checkpointer(
       workdir,
       trainer.state,

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -122,9 +123,24 @@ def test_unprepared_data_without_network_is_one_line_at_once(
 PREPARED = os.environ.get('DDPM_TEST_TFDS', '')
 
 
-@pytest.mark.skipif(
+needs_mnist = pytest.mark.skipif(
     not PREPARED, reason='DDPM_TEST_TFDS names no folder with a prepared mnist'
 )
+
+
+@needs_mnist
+def test_tfds_that_lost_a_part_is_named(tmp_path):
+  shutil.copytree(PREPARED, tmp_path / 'copy')
+  (shard, *_) = (tmp_path / 'copy').glob('mnist/*/*test*')
+  shard.unlink()
+  with pytest.raises(UserError, match=f'cannot be read: .*{shard.name}; No su'):
+    data.load(
+        'tfds:mnist', data_dir=str(tmp_path / 'copy'), split='test',
+        image_size=28,
+    )  # fmt: skip
+
+
+@needs_mnist
 def test_tfds_mnist():
   digits = data.load(
       'tfds:mnist', data_dir=PREPARED, split='test', image_size=14

@@ -30,7 +30,7 @@ from ddpm.errors import UserError
 class NeverStopped:
   heard = None
 
-  def make_flag(self):
+  def make_flag(self, grace_seconds):
     return 0.0
 
 

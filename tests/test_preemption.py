@@ -89,6 +89,22 @@ def test_a_signal_while_the_program_loads(tmp_path):
   assert code == RESTART and seconds < 10
 
 
+def test_a_signal_ends_the_sampler_at_once_and_leaves_nothing(tmp_path):
+  run_program(
+      'ddpm.main', *TINY, f'--workdir={tmp_path}', '--config.train.num_steps=2',
+      '--config.diffusion.num_timesteps=100000',
+  )  # fmt: skip
+  process = start_program(
+      'ddpm.sample', f'--workdir={tmp_path}', f'--outdir={tmp_path / "out"}',
+      '--steps=100000',
+  )  # fmt: skip
+  wait_for(process, '64 images from')
+  time.sleep(3)
+  code, seconds, _ = stop(process, signal.SIGINT)
+  assert code == RESTART and seconds < 2
+  assert not list((tmp_path / 'out').iterdir())
+
+
 def start_workers(workdirs, *args):
   """Two workers on this machine, a workdir each."""
   sockets = [socket.create_server(('127.0.0.1', 0)) for _ in workdirs]
@@ -154,7 +170,7 @@ def start_sleeper(grace_seconds):
   """A program that hears signals and is too busy to act on them."""
   code = (
       'import time\nfrom ddpm import preemption\n'
-      f'preemption.StopSignal({grace_seconds}).make_flag()\n'
+      f'preemption.StopSignal().make_flag({grace_seconds})\n'
       'print("ready", flush=True)\ntime.sleep(60)\n'
   )
   process = subprocess.Popen(

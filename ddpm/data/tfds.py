@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ddpm.errors import reason
 from ddpm.errors import UserError
 
 # Images are kept in the host's memory; more than this share of it is refused.
@@ -63,13 +64,18 @@ def load(name, *, data_dir, split, image_size):
 
   images = np.empty([count, image_size, image_size, channels], np.uint8)
   labels = np.empty([count], np.int32)
-  dataset = builder.as_dataset(split=split, shuffle_files=False)
-  dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
   done = 0
-  for image, label in dataset.batch(256).prefetch(2).as_numpy_iterator():
-    images[done : done + len(image)] = image
-    labels[done : done + len(image)] = label
-    done += len(image)
+  try:
+    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    for image, label in dataset.batch(256).prefetch(2).as_numpy_iterator():
+      images[done : done + len(image)] = image
+      labels[done : done + len(image)] = label
+      done += len(image)
+  except (tf.errors.OpError, AssertionError) as e:
+    raise UserError(
+        f'data set {name!r} in {data_dir} cannot be read: {reason(e)}'
+    ) from e
   return images, labels, num_classes
 
 
@@ -89,8 +95,7 @@ def _prepare(builder, name, data_dir):
   try:
     builder.download_and_prepare()
   except Exception as e:  # Whatever a data set's own script raises.
-    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-    raise UserError(f'{where}, and preparing it failed: {reason}') from e
+    raise UserError(f'{where}, and preparing it failed: {reason(e)}') from e
 
 
 def _check_memory(name, size):
