@@ -152,11 +152,18 @@ def _multi_worker(gpus):
       if gpus
       else tf.distribute.experimental.CommunicationImplementation.RING
   )
-  return tf.distribute.MultiWorkerMirroredStrategy(
-      communication_options=tf.distribute.experimental.CommunicationOptions(
-          implementation=implementation
-      )
+  options = tf.distribute.experimental.CommunicationOptions(
+      implementation=implementation
   )
+  try:
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=options
+    )
+  except (tf.errors.OpError, ValueError) as e:
+    raise UserError(
+        f'this worker of TF_CONFIG cannot start ({reason(e)}): is its address'
+        ' this machine, and its port free?'
+    ) from e
 
 
 def _tpu():

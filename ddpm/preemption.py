@@ -37,8 +37,7 @@ class StopSignal:
     wakeup.setblocking(False)
     # Python writes the signal's number there at once, in whatever thread.
     signal.set_wakeup_fd(wakeup.detach())
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *_: None)
+    _let_python_hear()
     threading.Thread(target=self._listen, daemon=True).start()
 
   def make_flag(self, grace_seconds):
@@ -51,6 +50,8 @@ class StopSignal:
       A float32 scalar variable on the host: 1 once a signal was heard.
     """
     self._grace_seconds = grace_seconds
+    # Once more: TensorFlow's service for several workers takes SIGTERM away.
+    _let_python_hear()
     with tf.device('CPU:0'):
       self._flag = tf.Variable(0.0, trainable=False)
     return self._flag
@@ -88,3 +89,8 @@ class StopSignal:
         self._grace_seconds,
     )
     os._exit(RESTART)
+
+
+def _let_python_hear():
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)

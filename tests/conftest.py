@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-# First, so that TensorFlow finds XLA's cache, as it does in the programs.
-import ddpm  # noqa: F401  # isort: skip
 import pytest
 import tensorflow as tf
 
