@@ -51,7 +51,8 @@ def run(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(run):
   workdir, done = run
   assert {path.name for path in workdir.iterdir()} == {
-      'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'grid.png'
+      'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'grid.png',
+      'lock',
   }  # fmt: skip
   assert losses(workdir)[0] == [1, 2, 3, 4]
   assert (workdir / 'checkpoints' / 'ckpt-4.index').exists()
