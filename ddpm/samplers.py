@@ -18,7 +18,7 @@ SAMPLERS = ('ancestral', 'ddim')
 
 
 class Sampler:
-  """Draws images of a model; one compiled function for the whole process.
+  """Draws images of a model; one call for the whole process of a batch.
 
   Args:
     model: `unet.UNet`.

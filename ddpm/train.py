@@ -109,8 +109,8 @@ def _train(config, workdir, strategy, stop, chief):
   if saved != step:
     checkpoints.save(step)
   checkpoints.wait()
+  path = os.path.join(workdir, 'grid.png')
   if not stopped:
-    path = os.path.join(workdir, 'grid.png')
     log.images(step, path, trainer.draw)
   log.close()
   if stopped or stop.heard:
@@ -118,7 +118,7 @@ def _train(config, workdir, strategy, stop, chief):
     raise Interrupted(
         f'by {who}, step {step} is saved: run the same command to go on'
     )
-  logging.info('step %d, done: %s', step, os.path.join(workdir, 'grid.png'))
+  logging.info('step %d, done: %s', step, path)
 
 
 class Trainer:

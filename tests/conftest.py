@@ -1,5 +1,6 @@
 """What the tests share: a CPU split in eight, and a tiny experiment."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -79,6 +80,22 @@ def run_program(module, *args, **env):
   return subprocess.CompletedProcess(
       process.args, process.returncode, stdout, stderr
   )
+
+
+def metrics(workdir):
+  """The rows of a run's log."""
+  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def tensors(workdir, step):
+  """All that a checkpoint holds of the state, by name."""
+  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
+  return {
+      name: reader.get_tensor(name)
+      for name in reader.get_variable_to_shape_map()
+      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
+  }
 
 
 class Network:

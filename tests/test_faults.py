@@ -5,15 +5,16 @@ test_preemption.py, a workdir in use in test_lock.py.
 """
 
 import contextlib
-import json
 import random
 import subprocess
 import sys
 import time
 
+from conftest import metrics
 from conftest import ROOT
 from conftest import run_program
 from conftest import start_program
+from conftest import tensors
 from conftest import TINY
 from conftest import tiny_config
 import numpy as np
@@ -48,8 +49,7 @@ def newest(workdir):
 
 
 def logged(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line)['step'] for line in lines]
+  return [row['step'] for row in metrics(workdir)]
 
 
 @pytest.fixture
@@ -223,15 +223,6 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
-def tensors(workdir, step):
-  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
-  return {
-      name: reader.get_tensor(name)
-      for name in reader.get_variable_to_shape_map()
-      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
-  }
-
-
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tmp_path):
   """SIGKILL, some inside a save, until the run is done."""
@@ -256,8 +247,5 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
   for name, value in tensors(whole, 150).items():
     np.testing.assert_array_equal(tensors(killed, 150)[name], value, name)
   assert logged(killed) == logged(whole) == list(range(1, 151))
-  rows = [
-      [json.loads(line)['loss'] for line in open(w / 'metrics.jsonl')]
-      for w in (whole, killed)
-  ]
-  assert rows[0] == rows[1]
+  losses = [[row['loss'] for row in metrics(w)] for w in (whole, killed)]
+  assert losses[0] == losses[1]

@@ -2,12 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
+from conftest import metrics
 from conftest import ROOT
 from conftest import run_program
+from conftest import tensors
 from conftest import TINY
 import numpy as np
 import pytest
@@ -27,18 +28,8 @@ def train(workdir, *args, steps=4, **env):
 
 
 def losses(workdir):
-  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = metrics(workdir)
   return [row['step'] for row in rows], np.array([row['loss'] for row in rows])
-
-
-def tensors(workdir, step):
-  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
-  return {
-      name: reader.get_tensor(name)
-      for name in reader.get_variable_to_shape_map()
-      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
-  }
 
 
 @pytest.fixture(scope='module')

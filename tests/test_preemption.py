@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from conftest import metrics
 from conftest import ROOT
 from conftest import run_program
 from conftest import start_program
@@ -44,8 +45,7 @@ def stop(process, number):
 
 
 def last_logged(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return json.loads(lines[-1])['step']
+  return metrics(workdir)[-1]['step']
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

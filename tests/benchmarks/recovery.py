@@ -7,21 +7,17 @@ at step 1 and at step 100,000, in turn; and the seconds that a save keeps the
 loop waiting and the background busy. Nothing else should run meanwhile.
 """
 
-import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
+import startup
 import tensorflow as tf
 
 from configs import mnist5k
 from ddpm import checkpoint
 from ddpm import config as config_lib
 from ddpm import state as state_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 _STEPS = (1, 100_000)
 
@@ -49,23 +45,9 @@ def seconds_to_resume(workdir, step):
   state.step.assign(tf.constant(step, tf.int64))
   checkpoints.save(step)
   checkpoints.wait()
-  started = time.monotonic()
-  trainer = subprocess.Popen(
-      [sys.executable, '-m', 'ddpm.main', '--config=configs/mnist5k.py',
-       f'--workdir={workdir}', '--config.train.num_steps=1000000'],
-      cwd=ROOT,
-      stderr=subprocess.PIPE,
-      text=True,
-  )  # fmt: skip
-  for line in trainer.stderr:
-    if f'step {step + 1} done' in line:
-      break
-  else:
-    sys.exit('the trainer ended before its first step')
-  seconds = time.monotonic() - started
-  trainer.kill()
-  trainer.communicate()
-  return seconds
+  return startup.seconds_to_step(
+      step + 1, workdir, '--config.train.num_steps=1000000'
+  )
 
 
 def seconds_to_save():

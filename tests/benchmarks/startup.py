@@ -16,27 +16,32 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def first_step(cache, *flags):
-  """Starts the trainer, and stops it once its first step is done."""
-  with tempfile.TemporaryDirectory() as workdir:
-    started = time.monotonic()
-    trainer = subprocess.Popen(
-        [sys.executable, '-m', 'ddpm.main', '--config=configs/mnist5k.py',
-         f'--workdir={workdir}', *flags],
-        cwd=ROOT,
-        env=os.environ | {'XDG_CACHE_HOME': cache},
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    for line in trainer.stderr:
-      if 'step 1 done' in line:
-        break
-    else:
-      sys.exit('the trainer ended before its first step')
-    seconds = time.monotonic() - started
-    trainer.kill()
-    trainer.wait()
+def seconds_to_step(step, workdir, *flags, **env):
+  """Starts the trainer, and stops it once it says that a step is done."""
+  started = time.monotonic()
+  trainer = subprocess.Popen(
+      [sys.executable, '-m', 'ddpm.main', '--config=configs/mnist5k.py',
+       f'--workdir={workdir}', *flags],
+      cwd=ROOT,
+      env=os.environ | env,
+      stderr=subprocess.PIPE,
+      text=True,
+  )  # fmt: skip
+  for line in trainer.stderr:
+    if f'step {step} done' in line:
+      break
+  else:
+    sys.exit('the trainer ended before its first step')
+  seconds = time.monotonic() - started
+  trainer.kill()
+  trainer.wait()
   return seconds
+
+
+def first_step(cache, *flags):
+  """Seconds to the first step of a new run, with a folder for XLA's cache."""
+  with tempfile.TemporaryDirectory() as workdir:
+    return seconds_to_step(1, workdir, *flags, XDG_CACHE_HOME=cache)
 
 
 def main():
