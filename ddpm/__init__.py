@@ -19,6 +19,11 @@ __version__ = '0.1.0'
 # command again, and it goes on. It is EX_TEMPFAIL of sysexits.h.
 RESTART = 75
 
+# What can be made again, and takes its time to: it may be deleted.
+CACHE = os.path.join(
+    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'ddpm'
+)
+
 
 def _import_tensorflow():
   """Imports TensorFlow without the dozen lines it greets with.
@@ -57,8 +62,7 @@ def _xla_cache():
   except OSError:
     pass  # Not Linux: homes are not shared there.
   name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-  home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-  return os.path.join(home, 'ddpm', 'xla', name)
+  return os.path.join(CACHE, 'xla', name)
 
 
 # While `python -m ddpm.PROGRAM` loads there is nothing to save.

@@ -161,10 +161,7 @@ def find(workdir, which):
   """
   found = _list(workdir)
   if not found:
-    raise UserError(
-        f'{workdir} has no checkpoints: train first, with python -m ddpm.main'
-        f' --config=... --workdir={workdir}'
-    )
+    raise UserError(none_in(workdir))
   if which == 'latest':
     if not (path := _newest(workdir)[1]):
       raise UserError(_none_sound(workdir))
@@ -179,6 +176,35 @@ def find(workdir, which):
     if not (damage := _damage(path)):
       return path
   raise UserError(f'{paths[0]} is damaged: {damage}')
+
+
+def find_all(workdir):
+  """Paths of all checkpoints that verify, one a step, oldest first.
+
+  Raises:
+    UserError: there is none.
+  """
+  paths = {}
+  for step, path in reversed(_list(workdir)):
+    if step in paths:
+      continue
+    if damage := _damage(path):
+      logging.warning('%s is damaged, and passed over: %s', path, damage)
+    else:
+      paths[step] = path
+  if not paths:
+    raise UserError(
+        _none_sound(workdir) if any_in(workdir) else none_in(workdir)
+    )
+  return list(paths.values())
+
+
+def none_in(workdir):
+  """What to say of a workdir without checkpoints."""
+  return (
+      f'{workdir} has no checkpoints: train first, with python -m ddpm.main'
+      f' --config=... --workdir={workdir}'
+  )
 
 
 def any_in(workdir):

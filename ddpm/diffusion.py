@@ -117,13 +117,101 @@ class Diffusion:
         'variance': beta * (1.0 - abar_s) / (1.0 - abar_t),
     }
 
+  def vlb_term(self, x0, xt, t, output, *, variance):
+    """One term of the variational bound, equation 5, in bits a dimension.
+
+    L_{t-1}, the divergence of the model's step from the posterior; for t = 0
+    L_0, the negative log-likelihood of the decoder of equation 13. As in Ho's
+    code the network's guess of x_0 is clipped to [-1, 1].
+
+    Args:
+      x0: images in [-1, 1], of 256 levels.
+      xt: a draw from q(x_t | x_0).
+      t: timesteps.
+      output: of the network, for xt and t.
+      variance: of the model's steps, one of VARIANCES.
+
+    Returns:
+      float32 [B].
+    """
+    steps = np.arange(self.num_timesteps)
+    posterior = self.posterior(steps, steps - 1)
+    # The posterior's variance at t = 0 is 0: the next one stands in for it.
+    log_posterior = np.log(np.maximum(
+        posterior['variance'], posterior['variance'][1]
+    ))  # fmt: skip
+    log_model = {
+        'fixedlarge': np.log(
+            np.append(posterior['variance'][1], self.betas[1:])
+        ),
+        'fixedsmall': log_posterior,
+    }[variance]
+    coef_x0 = _gather(posterior['coef_x0'], t)
+    coef_xt = _gather(posterior['coef_xt'], t)
+    log_posterior, log_model = _gather(log_posterior, t), _gather(log_model, t)
+
+    guess = tf.clip_by_value(self.predict_x0(xt, t, output), -1.0, 1.0)
+    mean = coef_x0 * guess + coef_xt * xt
+    divergence = _normal_kl(
+        coef_x0 * x0 + coef_xt * xt, log_posterior, mean, log_model
+    )
+    decoder = -_discretized_log_likelihood(x0, mean, 0.5 * log_model)
+    term = tf.where(tf.reshape(t, [-1, 1, 1, 1]) == 0, decoder, divergence)
+    return tf.reduce_mean(term, axis=[1, 2, 3]) / np.log(2.0)
+
+  def vlb_prior(self, x0):
+    """L_T of equation 5, which no training changes, in bits a dimension.
+
+    Returns:
+      float32 [B].
+    """
+    abar = self.alphas_cumprod[-1]
+    divergence = _normal_kl(np.sqrt(abar) * x0, np.log(1.0 - abar), 0.0, 0.0)
+    return tf.reduce_mean(divergence, axis=[1, 2, 3]) / np.log(2.0)
+
   def _alpha_sigma(self, t):
     """sqrt(abar_t) and sqrt(1 - abar_t), each float32 [B, 1, 1, 1]."""
-
-    def gather(table):
-      table = tf.constant(table, tf.float32)
-      return tf.reshape(tf.gather(table, t), [-1, 1, 1, 1])
-
-    alpha = gather(np.sqrt(self.alphas_cumprod))
-    sigma = gather(np.sqrt(1.0 - self.alphas_cumprod))
+    alpha = _gather(np.sqrt(self.alphas_cumprod), t)
+    sigma = _gather(np.sqrt(1.0 - self.alphas_cumprod), t)
     return alpha, sigma
+
+
+def _gather(table, t):
+  """A table's entries for timesteps, float32 [B, 1, 1, 1]."""
+  table = tf.constant(table, tf.float32)
+  return tf.reshape(tf.gather(table, t), [-1, 1, 1, 1])
+
+
+def _normal_kl(mean1, log_variance1, mean2, log_variance2):
+  """Divergence of N(mean2, variance2) from N(mean1, variance1), in nats."""
+  return 0.5 * (
+      log_variance2
+      - log_variance1
+      - 1.0
+      + tf.exp(tf.cast(log_variance1 - log_variance2, tf.float32))
+      + tf.square(mean1 - mean2)
+      * tf.exp(-tf.cast(log_variance2, tf.float32))
+  )
+
+
+def _discretized_log_likelihood(x, mean, log_scale):
+  """Log-probability of images of 256 levels, equation 13, in nats.
+
+  A level's is what a normal distribution holds within half a level of it, and
+  beyond it at either end. As in Ho's code the normal distribution function is
+  Page's (1977) approximation by tanh.
+  """
+  centred = x - mean
+  inverse = tf.exp(-log_scale)
+  above = _normal_cdf(inverse * (centred + 1.0 / 255.0))
+  below = _normal_cdf(inverse * (centred - 1.0 / 255.0))
+  probability = tf.where(
+      x < -0.999, above, tf.where(x > 0.999, 1.0 - below, above - below)
+  )
+  return tf.math.log(tf.maximum(probability, 1e-12))
+
+
+def _normal_cdf(x):
+  return 0.5 * (
+      1.0 + tf.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * tf.pow(x, 3)))
+  )

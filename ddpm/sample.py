@@ -19,10 +19,8 @@ import tqdm
 
 import ddpm
 from ddpm import checkpoint
-from ddpm import config as config_lib
 from ddpm import preemption
-from ddpm import samplers
-from ddpm import state
+from ddpm import trained
 from ddpm import writers
 from ddpm.errors import run
 from ddpm.errors import UserError
@@ -55,36 +53,23 @@ def main():
   workdir, outdir = _WORKDIR.value, _OUTDIR.value
   if not workdir or not outdir:
     raise UserError('--workdir and --outdir are needed: the run, and a folder')
-  config = config_lib.load(workdir)
   path = checkpoint.find(workdir, _CHECKPOINT.value)
-  if config is None:
-    raise UserError(f'{workdir} has checkpoints, but no config.json')
   seeds = parse_seeds(_SEEDS.value)
-  sampler = _SAMPLER.value or config.sample.sampler
-  steps = config.sample.steps if _STEPS.value is None else _STEPS.value
-  _check_flags(config, sampler, steps)
+  if _BATCH_SIZE.value < 1:
+    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
+  trained_run = trained.Trained(workdir)
+  draw = trained_run.sampler(
+      _SAMPLER.value,
+      _STEPS.value,
+      batch_size=min(_BATCH_SIZE.value, len(seeds)),
+  )
+  step, weights, params = trained_run.weights(path, _WEIGHTS.value)
   with writing(f'--outdir {outdir}'):
     tf.io.gfile.makedirs(outdir)
-
-  model = config_lib.build_model(config)
-  layout = state.Layout(model)
-  weights = 'raw' if _WEIGHTS.value == 'raw' else str(config.ema.decays[0])
-  step, params = checkpoint.read_weights(path, layout, weights)
-  name = 'raw' if weights == 'raw' else f'ema:{weights}'
   logging.info(
       '%d images from %s (%s), %s, %d steps',
-      len(seeds), path, name, sampler, steps,
+      len(seeds), path, weights, draw.name, draw.steps,
   )  # fmt: skip
-  draw = samplers.Sampler(
-      model,
-      layout,
-      config_lib.build_diffusion(config),
-      sampler=sampler,
-      steps=steps,
-      variance=config.diffusion.variance,
-      batch_size=min(_BATCH_SIZE.value, len(seeds)),
-      jit_compile=config.jit_compile,
-  )
   images = []
   # The bar is silent where there is no terminal.
   with tqdm.tqdm(total=len(seeds), unit='image', disable=None) as bar:
@@ -94,7 +79,7 @@ def main():
   images = np.concatenate(images)
 
   arrays = {'images': images, 'seeds': seeds}
-  if config.model.num_classes:
+  if trained_run.config.model.num_classes:
     arrays['labels'] = draw.labels(seeds)
   file = io.BytesIO()
   np.savez_compressed(file, **arrays)
@@ -104,12 +89,12 @@ def main():
   manifest = {
       'checkpoint': path,
       'step': step,
-      'weights': name,
-      'sampler': sampler,
-      'steps': steps,
+      'weights': weights,
+      'sampler': draw.name,
+      'steps': draw.steps,
       'seeds': _SEEDS.value,
       'num_images': len(seeds),
-      'config': config.to_dict(),
+      'config': trained_run.config.to_dict(),
       'versions': {
           'ddpm': ddpm.__version__,
           'tensorflow': tf.__version__,
@@ -144,21 +129,6 @@ def parse_seeds(text):
   if len(np.unique(seeds)) < len(seeds):
     raise UserError(f'--seeds {text!r} names a seed twice')
   return seeds
-
-
-def _check_flags(config, sampler, steps):
-  if sampler not in samplers.SAMPLERS:
-    expected = ', '.join(samplers.SAMPLERS)
-    raise UserError(f'--sampler is {sampler!r}, expected one of: {expected}')
-  if not 1 <= steps <= config.diffusion.num_timesteps:
-    raise UserError(
-        f'--steps is {steps}, expected 1 to'
-        f' {config.diffusion.num_timesteps}, the timesteps of the model'
-    )
-  if _WEIGHTS.value not in ('ema', 'raw'):
-    raise UserError(f'--weights is {_WEIGHTS.value!r}, expected ema or raw')
-  if _BATCH_SIZE.value < 1:
-    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ depends on the image's own key and on t alone.
 import numpy as np
 import tensorflow as tf
 
+from ddpm import parallel
 from ddpm import rng
 
 SAMPLERS = ('ancestral', 'ddim')
@@ -20,6 +21,10 @@ SAMPLERS = ('ancestral', 'ddim')
 class Sampler:
   """Draws images of a model; one call for the whole process of a batch.
 
+  Attributes:
+    name: of the sampler.
+    steps: of the reverse process.
+
   Args:
     model: `unet.UNet`.
     layout: its `state.Layout`.
@@ -27,10 +32,11 @@ class Sampler:
     sampler: one of SAMPLERS.
     steps: steps of the reverse process, 1 to T.
     variance: of the ancestral sampler.
-    batch_size: images that are drawn at once.
+    batch_size: images that are drawn at once, on each replica.
     jit_compile: whether to compile with XLA.
     stop: scalar, or variable of one, on the host: where it is not 0 the loop
       ends early, and its images are none.
+    strategy: on whose devices; None for the default one.
   """
 
   def __init__(
@@ -45,12 +51,14 @@ class Sampler:
       batch_size,
       jit_compile,
       stop=0.0,
+      strategy=None,
   ):
     timesteps = timesteps_for(diffusion.num_timesteps, steps)
     table = coefficients(
         diffusion, timesteps, sampler=sampler, variance=variance
     )
-    self._batch_size = batch_size
+    self.name = sampler
+    self.steps = steps
     self._num_classes = model.num_classes
 
     def draw(params, seeds, labels):
@@ -73,14 +81,8 @@ class Sampler:
           stop=stop,
       )
 
-    self._draw = tf.function(
-        draw,
-        input_signature=[
-            tf.TensorSpec([layout.size], tf.float32),
-            tf.TensorSpec([batch_size], tf.int64),
-            tf.TensorSpec([batch_size], tf.int32),
-        ],
-        autograph=False,
+    self._draw = parallel.Batched(
+        draw, strategy=strategy, batch_size=batch_size
     )
 
   def labels(self, seeds):
@@ -98,13 +100,7 @@ class Sampler:
       uint8 NumPy arrays [n, H, W, C], in the order of the seeds. An image
       depends on its own seed alone.
     """
-    params = tf.convert_to_tensor(params)
-    for start in range(0, len(seeds), self._batch_size):
-      batch = seeds[start : start + self._batch_size]
-      # One static shape: the last batch is filled up, and cut again.
-      padded = np.resize(batch, self._batch_size)
-      images = self._draw(params, padded, self.labels(padded))
-      yield images.numpy()[: len(batch)]
+    yield from self._draw(params, seeds, self.labels(seeds))
 
 
 def timesteps_for(num_timesteps, steps):

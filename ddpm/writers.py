@@ -28,7 +28,7 @@ class Writers:
     if writes:
       self._sinks = [
           _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
-          _TensorBoard(os.path.join(workdir, 'tensorboard')),
+          TensorBoard(os.path.join(workdir, 'tensorboard')),
           _Bar(first_step, num_steps) if sys.stderr.isatty() else _Lines(),
       ]
 
@@ -133,7 +133,7 @@ def _up_to(lines, last_step):
       yield line
 
 
-class _TensorBoard:
+class TensorBoard:
   """Summaries. `tf.summary.scalar` and `image` need TensorBoard to write what
   they write; only who looks at it should need it."""
 

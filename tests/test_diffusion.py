@@ -1,5 +1,7 @@
 """The formulas of Ho et al. 2020, written again, and their probabilities."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -100,6 +102,70 @@ def test_v_is_the_velocity():
   one = tf.ones([1, 1, 1, 1])
   v = process.target(0.3 * one, tf.constant([400]), 1.7 * one)
   assert float(v[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+def _vlb_by_hand(process, x0, xt, guess, variance):
+  """All terms of equation 5 in NumPy, from equations 2, 6, 7 and 13: bits."""
+  betas = process.betas
+  abar = np.cumprod(1 - betas)
+  before = np.append(1.0, abar[:-1])
+  tilde = betas * (1 - before) / (1 - abar)
+  terms = [0.5 * (abar[-1] * x0**2 - abar[-1] - np.log(1 - abar[-1]))]
+  for t in range(len(betas)):
+    sigma2 = {'fixedlarge': betas[t], 'fixedsmall': tilde[t]}[variance]
+    if t == 0:
+      sigma2 = tilde[1]
+    a = np.sqrt(before[t]) * betas[t] / (1 - abar[t])
+    b = np.sqrt(1 - betas[t]) * (1 - before[t]) / (1 - abar[t])
+    mean = a * guess[t] + b * xt[t]
+    if t:
+      distance = (a * x0 + b * xt[t] - mean) ** 2
+      ratio = tilde[t] / sigma2
+      terms.append(0.5 * (ratio + distance / sigma2 - 1 - np.log(ratio)))
+    else:
+      # The exact normal distribution, which Ho's code approximates.
+      cdf = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
+      high = cdf((x0 + 1 / 255 - mean) / np.sqrt(sigma2))
+      low = cdf((x0 - 1 / 255 - mean) / np.sqrt(sigma2))
+      high, low = np.where(x0 > 0.999, 1, high), np.where(x0 < -0.999, 0, low)
+      terms.append(-np.log(np.maximum(high - low, 1e-12)))
+  return [term.mean() / np.log(2) for term in terms]
+
+
+@pytest.mark.parametrize('variance', diffusion.VARIANCES)
+def test_variational_bound(variance):
+  process = diffusion.Diffusion(LINEAR[::50], prediction='x0')
+  rng = np.random.default_rng(0)
+  levels = rng.integers(0, 256, [1, 6, 6, 1])
+  levels[0, 0] = 0
+  levels[0, 1] = 255
+  x0 = levels / 127.5 - 1
+  xt = rng.normal(size=[20, 6, 6, 1])
+  # Some guesses are beyond what an image can be, and are clipped.
+  guess = x0[0] + 0.005 * rng.normal(size=[20, 6, 6, 1])
+  expected = _vlb_by_hand(process, x0[0], xt, guess.clip(-1, 1), variance)
+
+  t = tf.range(20)
+  batch = tf.constant(np.repeat(x0, 20, axis=0), tf.float32)
+  terms = process.vlb_term(
+      batch, tf.constant(xt, tf.float32), t, tf.constant(guess, tf.float32),
+      variance=variance,
+  )  # fmt: skip
+  prior = process.vlb_prior(batch[:1])
+  np.testing.assert_allclose(prior, expected[:1], rtol=1e-3)
+  np.testing.assert_allclose(terms[1:], expected[2:], rtol=2e-3, atol=1e-6)
+  # Page's approximation is good to 1e-3, and worse where little is left.
+  assert float(terms[0]) == pytest.approx(expected[1], rel=1e-2)
+
+
+def test_a_perfect_guess_costs_the_prior_and_the_last_step():
+  """With the posterior's own variance the model is the posterior."""
+  process = diffusion.Diffusion(LINEAR[::50], prediction='x0')
+  x0 = tf.fill([20, 4, 4, 1], 3 / 127.5 - 1)
+  xt = tf.random.stateless_normal(x0.shape, (0, 0))
+  terms = process.vlb_term(x0, xt, tf.range(20), x0, variance='fixedsmall')
+  np.testing.assert_allclose(terms[1:], 0, atol=1e-6)
+  assert terms[0] > 0
 
 
 def test_refuses():

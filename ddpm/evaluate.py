@@ -1,0 +1,310 @@
+"""Scores images: a run's samples, or anybody's.
+
+  python -m ddpm.evaluate --workdir=runs/mnist5k
+  python -m ddpm.evaluate --workdir=runs/mnist5k --every_checkpoint
+  python -m ddpm.evaluate --samples=out/samples.npz --data=mnist5k
+
+What was drawn is kept, so that the same command goes on where it was stopped.
+"""
+
+import hashlib
+import json
+import os
+
+from absl import flags
+from absl import logging
+import tensorflow as tf
+
+from ddpm import checkpoint
+from ddpm import data
+from ddpm import distribute
+from ddpm import parallel
+from ddpm import preemption
+from ddpm import trained
+from ddpm import writers
+from ddpm.errors import run
+from ddpm.errors import UserError
+from ddpm.metrics import extractor as extractor_lib
+from ddpm.metrics import likelihood
+from ddpm.metrics import parts
+from ddpm.metrics import report
+from ddpm.metrics import scores
+from ddpm.metrics import sources
+
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run whose samples are scored.'
+)
+_SAMPLES = flags.DEFINE_string(
+    'samples', None, 'Images to score instead: FILE.npz or a folder.'
+)
+_EVERY_CHECKPOINT = flags.DEFINE_bool(
+    'every_checkpoint', False, 'Score all checkpoints of the run.'
+)
+_METRICS = flags.DEFINE_list(
+    'metrics',
+    'fid,kid,is,prdc,nearest',
+    'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    'num_samples', 2000, 'Images to score; papers take 50000.'
+)
+_DATA = flags.DEFINE_string(
+    'data',
+    None,
+    'Real images: mnist5k, tfds:NAME or folder:PATH; by default those of the'
+    ' run.',
+)
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, 'Where tensorflow-datasets keeps what it prepared.'
+)
+_SPLIT = flags.DEFINE_string(
+    'split',
+    None,
+    'train or test: the real images; by default train, and test for bpd.',
+)
+_FEATURES = flags.DEFINE_string(
+    'features',
+    None,
+    'mnist (by default, for images of 28 x 28 x 1), inception (for others),'
+    ' efficientnet, or savedmodel:DIR.',
+)
+_INCEPTION_WEIGHTS = flags.DEFINE_string(
+    'inception_weights', None, 'File of --features=inception.'
+)
+_SAMPLER = flags.DEFINE_string(
+    'sampler', None, 'ancestral or ddim; by default what the config says.'
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', None, 'Steps of the sampler; by default what the config says.'
+)
+_WEIGHTS = flags.DEFINE_string(
+    'weights', 'ema', 'ema (the first of ema.decays) or raw.'
+)
+_OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
+
+
+def main():
+  preemption.StopSignal()  # What was drawn is on disk: it ends at once.
+  metrics = _check_flags()
+  # Scores are to compare: 10 bits of a GPU's matrix units are too few.
+  tf.config.experimental.enable_tensor_float_32_execution(False)
+  result = _score_images(metrics) if _SAMPLES.value else _score_run(metrics)
+  if _OUT.value:
+    text = json.dumps(result, indent=2) + '\n'
+    writers.write_file(_OUT.value, text.encode())
+
+
+def _check_flags():
+  """The metrics asked for. Raises UserError if flags do not fit together."""
+  if bool(_WORKDIR.value) == bool(_SAMPLES.value):
+    raise UserError('one of --workdir and --samples is needed: what to score')
+  if _SAMPLES.value and not _DATA.value:
+    raise UserError(
+        '--data is missing, what --samples are compared with: mnist5k,'
+        ' tfds:NAME or folder:PATH'
+    )
+  if _SAMPLES.value and _EVERY_CHECKPOINT.value:
+    raise UserError('--every_checkpoint is for a --workdir')
+  metrics = set(_METRICS.value)
+  known = {*scores.MINIMUM, 'bpd'}
+  if not metrics or metrics - known:
+    raise UserError(
+        f'--metrics is {",".join(_METRICS.value)}, expected some of:'
+        f' {", ".join(sorted(known))}'
+    )
+  if _SAMPLES.value and 'bpd' in metrics:
+    raise UserError('--metrics=bpd is of a model: it needs --workdir')
+  if _SPLIT.value not in (None, 'train', 'test'):
+    raise UserError(f'--split is {_SPLIT.value!r}, expected train or test')
+  _check_number(_NUM_SAMPLES.value, '--num_samples is', metrics)
+  return metrics
+
+
+def _check_number(number, what, metrics):
+  least = max(scores.MINIMUM.get(name, 1) for name in metrics)
+  if number < least:
+    raise UserError(
+        f'{what} {number}, --metrics={",".join(sorted(metrics))} needs at'
+        f' least {least}'
+    )
+
+
+def _score_images(metrics):
+  """Scores --samples; returns the result."""
+  samples = sources.samples(_SAMPLES.value)
+  count = _NUM_SAMPLES.value
+  if len(samples) < count:
+    if flags.FLAGS['num_samples'].present:
+      raise UserError(
+          f'{_SAMPLES.value} has {len(samples)} images, expected the {count} of'
+          ' --num_samples'
+      )
+    count = len(samples)
+    _check_number(count, f'the images of {_SAMPLES.value} are', metrics)
+  real = _RealImages(_DATA.value, _DATA_DIR.value, samples.shape)
+  split = _SPLIT.value or 'train'
+  judge = scores.Judge(
+      metrics,
+      _extractor(metrics, samples.shape),
+      reference=real.split(split),
+      training=real.split('train'),
+      num_samples=count,
+      strategy=_strategy('auto', 0),
+  )
+  result = judge.score(samples, _SAMPLES.value)
+  result['details'] |= {
+      'samples': _SAMPLES.value,
+      'data': _DATA.value,
+      'split': split,
+  }
+  print(report.table(result))
+  return result
+
+
+def _score_run(metrics):
+  """Scores samples of --workdir; returns the last checkpoint's result."""
+  workdir = _WORKDIR.value
+  run_ = trained.Trained(workdir)
+  config = run_.config
+  strategy = _strategy(
+      config.distribute.strategy, config.distribute.virtual_devices
+  )
+  if _EVERY_CHECKPOINT.value:
+    paths = checkpoint.find_all(workdir)
+  else:
+    paths = [checkpoint.find(workdir, 'latest')]
+  batch_size = parallel.batch_size(strategy, parts.ROWS)
+  sampler = run_.sampler(
+      _SAMPLER.value, _STEPS.value, batch_size=batch_size, strategy=strategy
+  )
+  name = _DATA.value or config.data.name
+  real = _RealImages(
+      name, _DATA_DIR.value or config.data.data_dir, run_.model.image_shape
+  )
+  split = _SPLIT.value or config.data.split
+  judge = scores.Judge(
+      metrics,
+      _extractor(metrics, run_.model.image_shape),
+      reference=real.split(split),
+      training=real.split(config.data.split),
+      num_samples=_NUM_SAMPLES.value,
+      strategy=strategy,
+  )
+  bits = None
+  if 'bpd' in metrics:
+    bpd_split = _SPLIT.value or 'test'
+    bits = likelihood.Bits(
+        run_,
+        real.split(bpd_split),
+        num_images=_NUM_SAMPLES.value,
+        strategy=strategy,
+        batch_size=batch_size,
+    )
+  for path in paths:
+    step, weights, params = run_.weights(path, _WEIGHTS.value)
+    # Of the weights themselves: a workdir may be emptied and used again.
+    digest = hashlib.sha256(params).hexdigest()[:8]
+    directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest}')
+    samples = sources.Drawn(
+        sampler,
+        params,
+        os.path.join(directory, f'{sampler.name}_{sampler.steps}'),
+        total=_NUM_SAMPLES.value,
+        shape=run_.model.image_shape,
+        labelled=config.model.num_classes > 0,
+        name=f'samples of step {step}',
+    )
+    result = judge.score(samples, f'samples of step {step}')
+    result['details'] |= {
+        'checkpoint': path,
+        'step': step,
+        'weights': weights,
+        'sampler': sampler.name,
+        'steps': sampler.steps,
+        'data': name,
+        'split': split,
+    }
+    if bits:
+      result |= bits(params, directory)
+      result['details']['bpd_split'] = bpd_split
+    report.record(workdir, result)
+    print(f'step {step}\n{report.table(result)}', flush=True)
+  logging.info('wrote %s', os.path.join(workdir, 'evaluation.jsonl'))
+  return result
+
+
+def _strategy(name, virtual_devices):
+  """All devices of this machine, also where several hosts trained."""
+  name = 'auto' if name == 'multi_worker' else name
+  strategy = distribute.make_strategy(name, virtual_devices=virtual_devices)
+  if not distribute.is_one_process(strategy):
+    raise UserError('ddpm.evaluate runs on one host: unset TF_CONFIG')
+  return strategy
+
+
+def _extractor(metrics, shape):
+  """The `extractor.Extractor`, or None where no metric needs one."""
+  if not metrics & scores.OF_FEATURES:
+    return None
+  default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
+  return extractor_lib.load(
+      _FEATURES.value or default,
+      inception_weights=_INCEPTION_WEIGHTS.value,
+      image_shape=shape,
+  )
+
+
+class _RealImages:
+  """The splits of --data, each loaded once, in a random but fixed order."""
+
+  def __init__(self, name, data_dir, shape):
+    self._name = name
+    self._data_dir = data_dir or '~/tensorflow_datasets'
+    self._shape = tuple(shape)
+    self._splits = {}
+
+  def split(self, split):
+    """A source of `sources`, of the shape that samples have."""
+    if split not in self._splits:
+      self._splits[split] = self._load(split)
+    return self._splits[split]
+
+  def _load(self, split):
+    name, shape = self._name, self._shape
+    if name.startswith('folder:'):
+      if split != 'train':
+        raise UserError(f'--split is {split}, but {name} has no splits')
+      source = sources.Folder(name.removeprefix('folder:'), order=_order)
+    elif name == 'mnist5k' or name.startswith('tfds:'):
+      loaded = data.load(
+          name,
+          data_dir=self._data_dir,
+          split=split,
+          image_size=28 if name == 'mnist5k' else shape[0],
+      )
+      source = sources.InMemory(
+          loaded.images,
+          loaded.labels if loaded.num_classes else None,
+          _order(len(loaded.images)),
+      )
+    else:
+      raise UserError(
+          f'--data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
+      )
+    if tuple(source.shape) != shape:
+      raise UserError(
+          f'the samples are {sources.by(shape)}, but the images of {name} are'
+          f' {sources.by(source.shape)}: compare like with like'
+      )
+    return source
+
+
+def _order(n):
+  """The same permutation of 0 to n - 1, int64 [n], on every machine."""
+  return data.batch_indices(
+      0, 0, tf.range(n, dtype=tf.int64), batch_size=n, num_images=n
+  ).numpy()
+
+
+if __name__ == '__main__':
+  run(main)

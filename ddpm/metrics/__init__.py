@@ -1,0 +1,1 @@
+"""Feature extractors and distances: what a score is made of."""

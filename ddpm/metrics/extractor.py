@@ -1,0 +1,73 @@
+"""From a name to the network in whose features images are compared."""
+
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+from ddpm.errors import UserError
+
+EXTRACTORS = ('mnist', 'inception', 'efficientnet', 'savedmodel:DIR')
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+  """A network that turns images into features.
+
+  Attributes:
+    name: as it stands in the name of a score: 'inception'.
+    sha256: of the weights, as they lie in the user's file.
+    resize: in words, how an image becomes the network's input.
+    weights: NumPy arrays, what `function` takes first.
+    function: (weights, uint8 [B, H, W, C]) -> (features float32 [B, D],
+      probabilities float32 [B, K], or None). It holds static shapes and no
+      host ops, so that XLA can compile it.
+    has_probabilities: whether `function` returns them.
+    labels: whether class k of the probabilities is label k of a data set of
+      K classes.
+  """
+
+  name: str
+  sha256: str
+  resize: str
+  weights: list[np.ndarray]
+  function: Callable
+  has_probabilities: bool = True
+  labels: bool = False
+
+
+def load(name, *, inception_weights, image_shape):
+  """Loads an extractor.
+
+  Args:
+    name: one of EXTRACTORS.
+    inception_weights: the file that 'inception' reads; None for its default.
+    image_shape: (H, W, C) of the images.
+
+  Returns:
+    `Extractor`.
+
+  Raises:
+    UserError: an unknown name, weights that are not there or not the right
+      ones, or images that the network does not take.
+  """
+  # Each is imported where it is asked for: they take their time.
+  if name == 'mnist':
+    from ddpm.metrics import mnist
+
+    return mnist.extractor(image_shape)
+  if name == 'inception':
+    from ddpm.metrics import inception
+
+    return inception.extractor(inception_weights, image_shape)
+  if name == 'efficientnet':
+    from ddpm.metrics import efficientnet
+
+    return efficientnet.extractor(image_shape)
+  if name.startswith('savedmodel:'):
+    from ddpm.metrics import savedmodel
+
+    return savedmodel.extractor(name.removeprefix('savedmodel:'), image_shape)
+  raise UserError(
+      f'--features is {name!r}, expected one of: {", ".join(EXTRACTORS)}'
+  )

@@ -1,0 +1,119 @@
+"""Bits per dimension: the variational bound, all T terms of it."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from ddpm import parallel
+from ddpm import rng
+from ddpm.metrics import parts
+
+
+class Bits:
+  """Bits per dimension of images under a model, by its variational bound.
+
+  Args:
+    run: `trained.Trained`.
+    source: of `sources`, the images.
+    num_images: how many of them, the first ones; all, if it has fewer.
+    strategy: `tf.distribute.Strategy`.
+    batch_size: images of one replica.
+  """
+
+  def __init__(self, run, source, *, num_images, strategy, batch_size):
+    config = run.config
+    self._source = source
+    self._count = min(num_images, len(source))
+
+    def function(params, images, numbers, labels):
+      weights = run.layout.split(params)
+
+      def network(x, t):
+        output, _ = run.model.stateless_call(
+            weights, [], x, t, labels=labels if run.model.num_classes else None
+        )
+        return output
+
+      return bits_per_dim(
+          network,
+          run.diffusion,
+          images,
+          rng.key(numbers),
+          variance=config.diffusion.variance,
+          jit_compile=config.jit_compile,
+      )
+
+    self._run = parallel.Batched(
+        function, strategy=strategy, batch_size=batch_size
+    )
+
+  def __call__(self, params, directory):
+    """Computes them, or what of them is not kept in a directory yet.
+
+    Args:
+      params: float32 [P], the weights.
+      directory: of these weights.
+
+    Returns:
+      Dict of the mean and its standard error, by their names in a result.
+    """
+    source = self._source
+
+    def make(start, stop):
+      numbers = np.arange(start, stop, dtype=np.int64)
+      labels = np.zeros(len(numbers), np.int32)
+      if source.labels is not None:
+        labels = source.labels[start:stop]
+      images = source.read(start, stop)
+      values = self._run(params, images, numbers, labels)
+      return {'bpd': np.concatenate(list(values))}
+
+    kept = parts.Parts(
+        os.path.join(directory, f'bpd_{source.identity[:8]}'),
+        make,
+        total=self._count,
+        what='bits per dimension',
+    )
+    bpd = np.concatenate(list(kept.column('bpd', 0, self._count)))
+    bpd = bpd.astype(np.float64)
+    suffix = '' if self._count == len(source) else f'@{self._count}'
+    return {
+        f'bpd{suffix}': float(bpd.mean()),
+        f'bpd_stderr{suffix}': float(bpd.std(ddof=1) / np.sqrt(len(bpd))),
+    }
+
+
+def bits_per_dim(network, diffusion, images, keys, *, variance, jit_compile):
+  """The negative log-likelihood's bound, equation 5 of Ho et al. 2020.
+
+  One draw of x_t for each t, as in Ho's code and in that of Nichol and
+  Dhariwal 2021.
+
+  Args:
+    network: function (x float32 [B, H, W, C], t int32 [B]) -> output, of x's
+      shape.
+    diffusion: `diffusion.Diffusion`.
+    images: uint8 [B, H, W, C].
+    keys: uint32 [B, 2], the draws' key of each image.
+    variance: of the model's steps, one of `diffusion.VARIANCES`.
+    jit_compile: whether to compile a term with XLA.
+
+  Returns:
+    float32 [B].
+  """
+  x0 = tf.cast(images, tf.float32) / 127.5 - 1.0
+  batch, *shape = x0.shape
+
+  @tf.function(jit_compile=jit_compile, autograph=False)
+  def term(t):
+    ts = tf.fill([batch], t)
+    xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
+    return diffusion.vlb_term(x0, xt, ts, network(xt, ts), variance=variance)
+
+  _, total = tf.while_loop(
+      lambda t, total: t < diffusion.num_timesteps,
+      lambda t, total: (t + 1, total + term(t)),
+      (tf.constant(0), diffusion.vlb_prior(x0)),
+  )
+  return total

@@ -1,0 +1,107 @@
+"""Rows that were dear to compute, kept on disk: drawn images, features."""
+
+import io
+import os
+import re
+import time
+import zipfile
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+
+from ddpm import writers
+from ddpm.errors import UserError
+
+# Rows of a file. A process that is killed loses no more than these.
+ROWS = 512
+
+_LOG_SECONDS = 10
+
+
+class Parts:
+  """Rows 0 to N - 1 of some arrays, in files of ROWS rows.
+
+  A file is written whole or not at all, and its rows depend on their numbers
+  alone, so that work which was killed goes on at the first file that is
+  missing. Only one file is in memory at a time.
+
+  Args:
+    directory: of the files.
+    make: (start, stop) -> dict of arrays [stop - start, ...], the rows.
+    total: N.
+    what: the rows are, for the log, while they are made.
+  """
+
+  def __init__(self, directory, make, *, total, what):
+    self._directory = directory
+    self._make = make
+    self._total = total
+    self._what = what
+
+  def read(self, start, stop):
+    """Yields the rows from start to stop, a file at a time: dicts of arrays.
+
+    Raises:
+      UserError: a file is damaged, or cannot be written.
+    """
+    for first in range(start - start % ROWS, stop, ROWS):
+      last = min(first + ROWS, self._total)
+      arrays = self._load(first, last)
+      if arrays is None:
+        started = time.monotonic()
+        arrays = self._make(first, last)
+        self._save(first, last, arrays)
+        logging.log_every_n_seconds(
+            logging.INFO, '%s: %d of %d, %.1f a second', _LOG_SECONDS,
+            self._what, last, self._total,
+            (last - first) / (time.monotonic() - started),
+        )  # fmt: skip
+      yield {
+          name: array[max(start - first, 0) : stop - first]
+          for name, array in arrays.items()
+      }
+
+  def column(self, name, start, stop):
+    """One array's rows, to be walked through any number of times."""
+    return _Column(self, name, start, stop)
+
+  def _load(self, first, last):
+    """The file of some rows, which may hold more of them, or None."""
+    if not tf.io.gfile.isdir(self._directory):
+      return None
+    # A listing, since a name says how many rows there are.
+    pattern = os.path.join(self._directory, f'rows_{first:09d}_*.npz')
+    for path in tf.io.gfile.glob(pattern):
+      match = re.search(r'_(\d+)\.npz$', path)
+      if match and int(match[1]) >= last:
+        return _read_npz(path)
+    return None
+
+  def _save(self, first, last, arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    path = os.path.join(
+        self._directory, f'rows_{first:09d}_{last:09d}.npz'
+    )
+    writers.write_file(path, file.getvalue())
+
+
+class _Column:
+  def __init__(self, parts, name, start, stop):
+    self._parts = parts
+    self._name = name
+    self._start = start
+    self._stop = stop
+
+  def __iter__(self):
+    for arrays in self._parts.read(self._start, self._stop):
+      yield arrays[self._name]
+
+
+def _read_npz(path):
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as f:
+      return dict(np.load(io.BytesIO(f.read())))
+  except (OSError, ValueError, zipfile.BadZipFile) as e:
+    raise UserError(f'{path} is damaged: delete it, and run again') from e

@@ -1,0 +1,129 @@
+"""Scores, to people: a table, evaluation.jsonl, TensorBoard, plots."""
+
+import io
+import json
+import os
+
+from matplotlib.figure import Figure
+import tensorflow as tf
+
+from ddpm import writers
+
+# Of two results with these in common the later one stands.
+_IDENTITY = (
+    'step',
+    'weights',
+    'sampler',
+    'steps',
+    'extractor',
+    'num_samples',
+    'data',
+    'split',
+)
+
+# Not plotted: they are how sure another value is.
+_SPREADS = ('kid_stderr', 'is_std', 'bpd_stderr')
+
+
+def table(result):
+  """A result as lines of text, the floor beside each score.
+
+  Args:
+    result: dict of metric name -> value, and 'details'.
+  """
+  floor = result['details']['floor']
+  rows = [('metric', 'value', 'real images')]
+  for name, value in _values(result).items():
+    real = f'{floor[name]:.4g}' if name in floor else ''
+    rows.append((name, f'{value:.4g}', real))
+  widths = [max(len(row[i]) for row in rows) for i in range(3)]
+  return '\n'.join(
+      f'{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}'
+      for row in rows
+  )
+
+
+def record(workdir, result):
+  """Adds a result to WORKDIR/evaluation.jsonl, TensorBoard and the plots."""
+  path = os.path.join(workdir, 'evaluation.jsonl')
+  rows = [r for r in _read(path) if _identity(r) != _identity(result)]
+  rows.append(result)
+  rows.sort(key=lambda row: row['details']['step'])
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  writers.write_file(path, lines.encode())
+
+  # A folder of its own: TensorBoard follows one writer in each.
+  board = writers.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
+  board.numbers(result['details']['step'], _values(result))
+  board.close()
+
+  training, sampling = _curves(rows, 'step'), _curves(rows, 'steps')
+  _plot(os.path.join(workdir, 'evaluation.png'), training, 'training step')
+  # Of one number of steps there is nothing to plot.
+  sampling = {
+      name: {k: v for k, v in curves.items() if len(v) > 1}
+      for name, curves in sampling.items()
+  }
+  if any(sampling.values()):
+    path = os.path.join(workdir, 'evaluation_steps.png')
+    _plot(path, sampling, 'steps of the sampler')
+
+
+def _values(result):
+  return {k: v for k, v in result.items() if k != 'details'}
+
+
+def _identity(result):
+  return [result['details'].get(name) for name in _IDENTITY]
+
+
+def _read(path):
+  if not tf.io.gfile.exists(path):
+    return []
+  with tf.io.gfile.GFile(path) as f:
+    return [json.loads(line) for line in f.read().splitlines()]
+
+
+def _curves(rows, axis):
+  """metric -> label of a curve -> [(x, value, floor)], along 'step' or 'steps'.
+
+  What is neither the axis nor the number of samples is in the label.
+  """
+  label_of = {
+      'step': ('weights', 'sampler', 'steps'),
+      'steps': ('step', 'weights', 'sampler'),
+  }[axis]
+  curves = {}
+  for row in rows:
+    details = row['details']
+    label = ', '.join(f'{details[name]}' for name in label_of)
+    for name, value in _values(row).items():
+      point = (details[axis], value, details['floor'].get(name))
+      curves.setdefault(name, {}).setdefault(label, []).append(point)
+  return curves
+
+
+def _plot(path, curves, axis):
+  """One panel a metric: its curves, and the floor, dotted."""
+  curves = {
+      name: lines
+      for name, lines in curves.items()
+      if lines and not name.startswith(_SPREADS)
+  }
+  columns = min(3, len(curves))
+  rows = -(-len(curves) // columns)
+  figure = Figure(figsize=(5 * columns, 3.5 * rows), layout='constrained')
+  panels = figure.subplots(rows, columns, squeeze=False).ravel()
+  for panel in panels[len(curves) :]:
+    panel.set_visible(False)
+  for panel, (name, lines) in zip(panels, curves.items()):
+    for label, points in sorted(lines.items()):
+      x, y, floor = zip(*sorted(points))
+      (line,) = panel.plot(x, y, marker='o', label=label)
+      if floor[-1] is not None:
+        panel.axhline(floor[-1], linestyle=':', color=line.get_color())
+    panel.set(title=name, xlabel=axis)
+    panel.legend(fontsize='small')
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=100)
+  writers.write_file(path, file.getvalue())

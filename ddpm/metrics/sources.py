@@ -1,0 +1,237 @@
+"""Sets of images to score, or to score against: read a stretch at a time.
+
+A source has `shape` (H, W, C), a length, `identity`, a string that changes
+with its images, and `read(start, stop)` -> uint8 [stop - start, H, W, C]; and
+`labels`, int32 [N] or None.
+"""
+
+import hashlib
+import os
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from ddpm.errors import reason
+from ddpm.errors import UserError
+from ddpm.metrics import parts
+
+_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
+
+
+class InMemory:
+  """Images that are in memory.
+
+  Args:
+    images: uint8 [N, H, W, C].
+    labels: int32 [N], or None.
+    order: int64 [N]: the source's k-th image is images[order[k]].
+  """
+
+  def __init__(self, images, labels, order):
+    self.shape = images.shape[1:]
+    self.labels = None if labels is None else labels[order]
+    self._images = images
+    self._order = order
+    digest = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    self.identity = f'{digest} {images.shape}'
+
+  def __len__(self):
+    return len(self._order)
+
+  def read(self, start, stop):
+    return self._images[self._order[start:stop]]
+
+
+class Folder:
+  """Image files in a folder and those below it, in the order of their names.
+
+  Args:
+    path: of the folder.
+    order: function N -> int64 [N], another order; None for that of the names.
+
+  Raises:
+    UserError: no images there, or the first cannot be read.
+  """
+
+  labels = None
+
+  def __init__(self, path, order=None):
+    if not tf.io.gfile.isdir(path):
+      raise UserError(f'{path} is not a folder')
+    self._paths = sorted(
+        os.path.join(directory, name)
+        for directory, _, names in tf.io.gfile.walk(path)
+        for name in names
+        if name.lower().endswith(_EXTENSIONS)
+    )
+    if not self._paths:
+      raise UserError(
+          f'{path} has no images: expected files that end in'
+          f' {", ".join(_EXTENSIONS)}'
+      )
+    digest = hashlib.sha256()
+    for file in self._paths:
+      stat = tf.io.gfile.stat(file)
+      digest.update(f'{file} {stat.length} {stat.mtime_nsec}\n'.encode())
+    self.identity = digest.hexdigest()
+    if order:
+      self._paths = [self._paths[i] for i in order(len(self._paths))]
+    self.shape = _decode(self._paths[0]).shape
+
+  def __len__(self):
+    return len(self._paths)
+
+  def read(self, start, stop):
+    images = []
+    for path in self._paths[start:stop]:
+      image = _decode(path)
+      if image.shape != self.shape:
+        raise UserError(
+            f'{path} is {by(image.shape)}, but {self._paths[0]} is'
+            f' {by(self.shape)}: images must be of one size'
+        )
+      images.append(image)
+    return np.stack(images)
+
+
+class Npz:
+  """The array `images` (or `arr_0`) of an .npz file, and `labels` if any.
+
+  Args:
+    path: of the file, on this machine.
+
+  Raises:
+    UserError: not such a file.
+  """
+
+  def __init__(self, path):
+    if not os.path.exists(path):
+      raise UserError(f'{path} does not exist, expected an .npz or a folder')
+    self._path = path
+    try:
+      self._zip = zipfile.ZipFile(path)
+      names = [name.removesuffix('.npy') for name in self._zip.namelist()]
+      name = next((n for n in ('images', 'arr_0') if n in names), None)
+      if name is None:
+        raise UserError(
+            f'{path} has no array images (or arr_0), it has:'
+            f' {", ".join(names)}'
+        )
+      self._name = f'{name}.npy'
+      self._open()
+      self.labels = None
+      if 'labels' in names:
+        with np.load(path) as arrays:
+          self.labels = arrays['labels'].astype(np.int32)
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+      raise UserError(f'{path} is not an .npz file: {reason(e)}') from e
+    if len(self._dims) != 4 or self._dims[-1] not in (1, 3):
+      raise UserError(
+          f'{path}: images is of shape {self._dims}, expected [N, H, W, C] with'
+          ' C 1 or 3'
+      )
+    if self._dtype != np.uint8:
+      self._refuse_dtype()
+    self.shape = self._dims[1:]
+    with open(path, 'rb') as f:
+      self.identity = hashlib.file_digest(f, 'sha256').hexdigest()
+
+  def __len__(self):
+    return self._dims[0]
+
+  def read(self, start, stop):
+    size = int(np.prod(self.shape))
+    if start < self._at:
+      self._open()
+    try:
+      self._stream.seek((start - self._at) * size, os.SEEK_CUR)
+      data = self._stream.read((stop - start) * size)
+      images = np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+      raise UserError(f'{self._path} is damaged: {reason(e)}') from e
+    self._at = stop
+    return images
+
+  def _open(self):
+    """Goes to the first image. The file is read in order, not kept."""
+    self._stream = self._zip.open(self._name)
+    version = np.lib.format.read_magic(self._stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    self._dims, fortran, self._dtype = read_header(self._stream)
+    if fortran:
+      raise ValueError('its array is in Fortran order')
+    self._at = 0
+
+  def _refuse_dtype(self):
+    with np.load(self._path) as arrays:
+      images = arrays[self._name.removesuffix('.npy')]
+    if np.issubdtype(self._dtype, np.floating) and np.isnan(images).any():
+      count = np.isnan(images).any(axis=(1, 2, 3)).sum()
+      raise UserError(f'{self._path}: {count} images have NaN pixels')
+    raise UserError(
+        f'{self._path}: images are {self._dtype}, expected uint8 from 0 to 255'
+    )
+
+
+class Drawn:
+  """Samples of a model, seeds 0 to N - 1, drawn when they are asked for.
+
+  Args:
+    sampler: `samplers.Sampler`.
+    params: float32 [P], weights of the model.
+    directory: where they are kept.
+    total: N.
+    shape: (H, W, C).
+    labelled: whether each is of a class.
+    name: for the log.
+  """
+
+  def __init__(
+      self, sampler, params, directory, *, total, shape, labelled, name
+  ):
+    self.shape = shape
+    self.labels = sampler.labels(np.arange(total)) if labelled else None
+    digest = hashlib.sha256(params).hexdigest()
+    self.identity = f'{digest} {sampler.name} {sampler.steps}'
+    self._sampler = sampler
+    self._params = params
+    self._total = total
+    self._parts = parts.Parts(directory, self._draw, total=total, what=name)
+
+  def __len__(self):
+    return self._total
+
+  def read(self, start, stop):
+    files = self._parts.read(start, stop)
+    return np.concatenate([arrays['images'] for arrays in files])
+
+  def _draw(self, start, stop):
+    seeds = np.arange(start, stop, dtype=np.int64)
+    batches = self._sampler(self._params, seeds)
+    return {'images': np.concatenate(list(batches)), 'seeds': seeds}
+
+
+def samples(path):
+  """The images of an .npz file or of a folder."""
+  return Folder(path) if tf.io.gfile.isdir(path) else Npz(path)
+
+
+def by(shape):
+  """A shape in words: 28 x 28 x 1."""
+  return ' x '.join(map(str, shape))
+
+
+def _decode(path):
+  try:
+    image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
+  except tf.errors.OpError as e:
+    raise UserError(f'{path} is not an image: {reason(e)}') from e
+  if image.shape[-1] not in (1, 3):
+    raise UserError(
+        f'{path} has {image.shape[-1]} channels, expected 1 (grey) or 3 (RGB)'
+    )
+  return image.numpy()

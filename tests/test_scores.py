@@ -1,0 +1,202 @@
+"""A score has to say what eyes say: worse images score worse."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm import data
+from ddpm.errors import UserError
+from ddpm.metrics import extractor as extractor_lib
+from ddpm.metrics import scores
+from ddpm.metrics import sources
+
+N = 1000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scores, 'CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+@pytest.fixture(scope='module')
+def digits():
+  """5,000 digits in random order."""
+  source = data.load('mnist5k', data_dir='', split='train', image_size=28)
+  order = np.random.default_rng(0).permutation(5000)
+  return source.images[order], source.labels[order]
+
+
+@pytest.fixture(scope='module')
+def extractor():
+  return extractor_lib.load(
+      'mnist', inception_weights=None, image_shape=(28, 28, 1)
+  )
+
+
+def source(images, labels=None):
+  return sources.InMemory(images, labels, np.arange(len(images)))
+
+
+def make_judge(metrics, extractor, images, num_samples=N):
+  return scores.Judge(
+      metrics,
+      extractor,
+      reference=source(images),
+      training=source(images),
+      num_samples=num_samples,
+      strategy=tf.distribute.OneDeviceStrategy('CPU:0'),
+  )
+
+
+@pytest.fixture(scope='module')
+def judge(digits, extractor):
+  """Knows the last 4,000 digits."""
+  return make_judge({'fid', 'kid', 'is'}, extractor, digits[0][N:])
+
+
+def noisy(images, sigma):
+  rng = np.random.default_rng(1)
+  pixels = images / 255 + sigma * rng.normal(size=images.shape)
+  return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+
+
+def shapes(n):
+  """Bright blocks, as garments look at 28 x 28 pixels."""
+  rng = np.random.default_rng(2)
+  images = np.zeros([n, 28, 28, 1], np.uint8)
+  for image in images:
+    top, left = rng.integers(2, 9, 2)
+    bottom, right = rng.integers(17, 26, 2)
+    image[top:bottom, left:right] = rng.integers(90, 255)
+  return images
+
+
+def test_ladder(judge, digits):
+  images, labels = digits
+  unseen = images[:N]
+  uniform = np.random.default_rng(3).integers(0, 256, unseen.shape, np.uint8)
+  rungs = [
+      unseen,
+      *(noisy(unseen, sigma) for sigma in (0.05, 0.1, 0.2, 0.4)),
+      shapes(N),
+      uniform,
+  ]
+  results = [judge.score(source(rung), 'a rung') for rung in rungs]
+
+  floor = results[0]['details']['floor']
+  assert set(floor) == {k for k in results[0] if k != 'details'}
+  fd = [result[f'fd_mnist@{N}'] for result in results]
+  assert fd == sorted(fd)
+  # Digits that nobody has seen are as good as the floor says.
+  assert fd[0] < 2 * floor[f'fd_mnist@{N}'] < fd[2]
+  kid = [result[f'kid_mnist@{N}'] for result in results]
+  # To its kernel shapes are no worse than much noise.
+  assert kid[1:5] == sorted(kid[1:5])
+  assert abs(kid[0]) < 4 * results[0][f'kid_stderr_mnist@{N}']
+  assert results[0][f'is_mnist@{N}'] > 9 > results[-1][f'is_mnist@{N}']
+
+  without = images[labels != 4][: 2 * N][-N:]
+  missing = judge.score(source(without), 'no fours')
+  assert missing[f'fd_mnist@{N}'] > 2 * fd[0]
+
+
+def test_what_precision_and_recall_tell_apart(extractor, digits):
+  images, labels = digits
+  judge = make_judge({'prdc'}, extractor, images[500:], num_samples=500)
+
+  def score(images):
+    result = judge.score(source(images), 'digits')
+    return {k.removesuffix('_mnist@500'): v for k, v in result.items()}
+
+  real = score(images[:500])
+  assert real['density'] == pytest.approx(1, abs=0.15)
+  assert real['coverage'] > 0.9
+  # Good digits, but of two classes: true, not all there is.
+  two = score(images[labels < 2][:500])
+  assert two['precision'] > 0.9 * real['precision']
+  assert two['recall'] < 0.5 * real['recall']
+  assert two['coverage'] < 0.5
+  # Nothing real is like these.
+  noise = score(noisy(images[:500], 0.4))
+  assert noise['recall'] < 0.1 and noise['coverage'] < 0.3
+
+
+def test_a_set_against_itself(extractor, digits):
+  images = digits[0][:N]
+  judge = make_judge({'fid', 'prdc', 'nearest'}, extractor, images)
+  result = judge.score(source(images), 'itself')
+  assert result[f'fd_mnist@{N}'] < 1e-6
+  assert result[f'precision_mnist@{N}'] == 1
+  assert result[f'coverage_mnist@{N}'] == 1
+  # Copies show: they are nearer than real images ever are.
+  assert result[f'nearest@{N}'] < 1e-6
+  assert result['details']['floor'][f'nearest_p01@{N}'] > 0.02
+  # Half of the reference is what the floor can have.
+  assert result['details']['floor_num_samples'] == N // 2
+
+
+def test_result_says_what_made_it(extractor, digits):
+  images, labels = digits
+  judge = make_judge({'fid'}, extractor, images[200:400], num_samples=100)
+  result = judge.score(source(images[:100], labels[:100]), 'digits')
+  details = result.pop('details')
+  assert set(result) == {'fd_mnist@100', 'class_agreement_mnist@100'}
+  assert result['class_agreement_mnist@100'] > 0.98
+  assert details['extractor'] == 'mnist' and details['resize'] == 'none'
+  assert details['extractor_sha256'] == extractor.sha256
+  assert details['num_samples'] == details['floor_num_samples'] == 100
+
+
+def test_only_inception_with_50_000_samples_is_called_fid(digits):
+  def columns(weights, images):
+    return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 3]), None
+
+  inception = extractor_lib.Extractor(
+      name='inception', sha256='0', resize='none', weights=[], function=columns
+  )
+  few = make_judge({'fid'}, inception, digits[0][:200], num_samples=100)
+  assert 'fd_inception@100' in few.score(source(digits[0][:100]), 'few')
+
+  class Many(sources.InMemory):
+    """The same digits again and again."""
+
+    identity = 'many'
+
+    def __init__(self):
+      super().__init__(digits[0][:100], None, np.arange(50_000) % 100)
+
+  many = make_judge({'fid'}, inception, digits[0][:200], num_samples=50_000)
+  assert 'fid' in many.score(Many(), 'many')
+
+
+def test_features_are_kept_and_named_by_what_made_them(
+    extractor, digits, monkeypatch
+):
+  images = source(digits[0][:40])
+  strategy = tf.distribute.OneDeviceStrategy('CPU:0')
+  first = scores.Features(images, extractor, strategy, 'digits')
+  expected = first.all_moments()
+  monkeypatch.setattr(images, 'read', None)
+  again = scores.Features(images, extractor, strategy, 'digits')
+  np.testing.assert_array_equal(again.all_moments().mean, expected.mean)
+  np.testing.assert_array_equal(
+      np.concatenate(list(again.column('features', 0, 40))),
+      np.concatenate(list(first.column('features', 0, 40))),
+  )
+
+
+def test_refuses(extractor, digits):
+  with pytest.raises(UserError, match='reference has 10 images, expected at'):
+    make_judge({'is'}, extractor, digits[0][:10])
+  broken = extractor_lib.Extractor(
+      name='broken',
+      sha256='0',
+      resize='none',
+      weights=[],
+      function=lambda _, x: (tf.fill([x.shape[0], 3], np.nan), None),
+  )
+  judge = make_judge({'fid'}, broken, digits[0][:40], num_samples=9)
+  with pytest.raises(UserError, match='image 0 has features that are not'):
+    judge.score(source(digits[0][:9]), 'digits')

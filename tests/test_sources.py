@@ -1,0 +1,101 @@
+"""Sets of images: read in stretches, named when they are not right."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddpm.errors import UserError
+from ddpm.metrics import sources
+
+IMAGES = np.random.default_rng(0).integers(0, 256, [10, 6, 5, 3], np.uint8)
+
+
+def write_png(path, image):
+  path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+@pytest.fixture
+def npz(tmp_path):
+  def write(**arrays):
+    np.savez_compressed(tmp_path / 'samples.npz', **arrays)
+    return str(tmp_path / 'samples.npz')
+
+  return write
+
+
+@pytest.mark.parametrize('name', ['images', 'arr_0'])
+def test_npz_is_read_in_any_order(npz, name):
+  source = sources.samples(npz(**{name: IMAGES, 'labels': np.arange(10)}))
+  assert len(source) == 10 and tuple(source.shape) == (6, 5, 3)
+  for start, stop in [(0, 3), (5, 9), (2, 4), (9, 10)]:
+    np.testing.assert_array_equal(source.read(start, stop), IMAGES[start:stop])
+  np.testing.assert_array_equal(source.labels, np.arange(10))
+
+
+def test_folder_is_read_in_the_order_of_names(tmp_path):
+  for i, image in enumerate(IMAGES):
+    folder = tmp_path / f'class{i % 2}'
+    folder.mkdir(exist_ok=True)
+    write_png(folder / f'{i}.png', image)
+  (tmp_path / 'notes.txt').write_text('not an image')
+  source = sources.samples(str(tmp_path))
+  assert len(source) == 10 and source.labels is None
+  expected = np.concatenate([IMAGES[::2], IMAGES[1::2]])
+  np.testing.assert_array_equal(source.read(0, 10), expected)
+  np.testing.assert_array_equal(source.read(4, 6), expected[4:6])
+  turned = sources.Folder(str(tmp_path), order=lambda n: np.arange(n)[::-1])
+  np.testing.assert_array_equal(turned.read(0, 10), expected[::-1])
+
+
+def test_identity_is_that_of_the_images(npz, tmp_path):
+  identity = sources.samples(npz(images=IMAGES)).identity
+  assert sources.samples(npz(images=IMAGES[::-1])).identity != identity
+  order = np.arange(10)
+  memory = sources.InMemory(IMAGES, None, order)
+  assert memory.identity == sources.InMemory(IMAGES, None, order).identity
+  other = IMAGES.copy()
+  other[3, 1, 2, 0] ^= 1
+  assert memory.identity != sources.InMemory(other, None, order).identity
+
+
+@pytest.mark.parametrize(
+    'images, message',
+    [
+        (IMAGES / 255.0, 'images are float64, expected uint8'),
+        (np.full([3, 4, 4, 1], np.nan, 'f4'), '3 images have NaN pixels'),
+        (IMAGES[0], r'shape \(6, 5, 3\), expected \[N, H, W, C\]'),
+        (IMAGES[..., :2], r'shape \(10, 6, 5, 2\), expected \[N, H, W, C\]'),
+    ],
+)
+def test_npz_that_is_refused(npz, images, message):
+  with pytest.raises(UserError, match=message):
+    sources.samples(npz(images=images))
+
+
+def test_files_that_are_refused(npz, tmp_path):
+  with pytest.raises(UserError, match=r'no array images .* it has: pictures'):
+    sources.samples(npz(pictures=IMAGES))
+  with pytest.raises(UserError, match=r'nothing.npz does not exist'):
+    sources.samples(str(tmp_path / 'nothing.npz'))
+  (tmp_path / 'text.npz').write_text('no archive')
+  with pytest.raises(UserError, match=r'text.npz is not an .npz file'):
+    sources.samples(str(tmp_path / 'text.npz'))
+  whole = (tmp_path / 'samples.npz').read_bytes()
+  (tmp_path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r'cut.npz is not an .npz file'):
+    sources.samples(str(tmp_path / 'cut.npz'))
+
+
+def test_folders_that_are_refused(tmp_path):
+  with pytest.raises(UserError, match='has no images: expected files that end'):
+    sources.samples(str(tmp_path))
+  write_png(tmp_path / 'a.png', IMAGES[0])
+  write_png(tmp_path / 'b.png', IMAGES[0, :4])
+  with pytest.raises(UserError, match=r'b.png is 4 x 5 x 3, but .*a.png is 6'):
+    sources.samples(str(tmp_path)).read(0, 2)
+  (tmp_path / 'b.png').write_bytes(b'not a PNG')
+  with pytest.raises(UserError, match=r'b.png is not an image'):
+    sources.samples(str(tmp_path)).read(0, 2)
+  write_png(tmp_path / 'a.png', np.zeros([4, 4, 4], np.uint8))
+  with pytest.raises(UserError, match=r'a.png has 4 channels, expected 1'):
+    sources.samples(str(tmp_path))
