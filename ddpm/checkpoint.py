@@ -179,24 +179,30 @@ def find(workdir, which):
 
 
 def find_all(workdir):
-  """Paths of all checkpoints that verify, one a step, oldest first.
+  """Finds all checkpoints that there are now, one a step, oldest first.
+
+  Each is verified when its turn comes: a run that goes on may have removed it.
+
+  Yields:
+    Paths.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none that verifies.
   """
-  paths = {}
-  for step, path in reversed(_list(workdir)):
-    if step in paths:
+  found = _list(workdir)
+  if not found:
+    raise UserError(none_in(workdir))
+  last = None
+  for step, path in reversed(found):
+    if step == last:
       continue
     if damage := _damage(path):
-      logging.warning('%s is damaged, and passed over: %s', path, damage)
+      logging.warning('%s is passed over: %s', path, damage)
     else:
-      paths[step] = path
-  if not paths:
-    raise UserError(
-        _none_sound(workdir) if any_in(workdir) else none_in(workdir)
-    )
-  return list(paths.values())
+      last = step
+      yield path
+  if last is None:
+    raise UserError(_none_sound(workdir))
 
 
 def none_in(workdir):

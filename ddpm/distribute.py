@@ -72,18 +72,13 @@ def is_chief(strategy):
   return not has_chief and resolver.task_id == 0
 
 
-def is_one_process(strategy):
-  """Whether there are no other workers than this one."""
-  return not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def check_agreement(strategy, step):
   """Makes sure that all workers start at the same step.
 
   Raises:
     UserError: they do not, so they do not see the same workdir.
   """
-  if is_one_process(strategy):
+  if not _has_several_processes(strategy):
     return
   number = tf.constant([step], tf.int64)
   gather = tf.function(
@@ -111,7 +106,7 @@ def watching_workers(strategy):
     yield
   except tf.errors.OpError as e:
     if not (
-        not is_one_process(strategy)
+        _has_several_processes(strategy)
         and 'Collective ops is aborted' in e.message
     ):
       raise
@@ -119,6 +114,10 @@ def watching_workers(strategy):
         f'{_lost_worker(strategy, e.message)} is gone; see its log. The same'
         ' command, on all workers, goes on from the last checkpoint'
     ) from e
+
+
+def _has_several_processes(strategy):
+  return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _lost_worker(strategy, message):

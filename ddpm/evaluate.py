@@ -46,7 +46,10 @@ _METRICS = flags.DEFINE_list(
     'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
-    'num_samples', 2000, 'Images to score; papers take 50000.'
+    'num_samples',
+    None,
+    'Images to score; by default 2000 of a run, all of --samples. Papers take'
+    ' 50000.',
 )
 _DATA = flags.DEFINE_string(
     'data',
@@ -82,6 +85,9 @@ _WEIGHTS = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 
+# Samples of a run that are drawn where no number is asked for.
+_RUN_SAMPLES = 2000
+
 
 def main():
   preemption.StopSignal()  # What was drawn is on disk: it ends at once.
@@ -116,38 +122,35 @@ def _check_flags():
     raise UserError('--metrics=bpd is of a model: it needs --workdir')
   if _SPLIT.value not in (None, 'train', 'test'):
     raise UserError(f'--split is {_SPLIT.value!r}, expected train or test')
-  _check_number(_NUM_SAMPLES.value, '--num_samples is', metrics)
   return metrics
 
 
-def _check_number(number, what, metrics):
+def _check_number(number, metrics):
   least = max(scores.MINIMUM.get(name, 1) for name in metrics)
   if number < least:
     raise UserError(
-        f'{what} {number}, --metrics={",".join(sorted(metrics))} needs at'
-        f' least {least}'
+        f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
+        f' needs at least {least}'
     )
 
 
 def _score_images(metrics):
   """Scores --samples; returns the result."""
   samples = sources.samples(_SAMPLES.value)
-  count = _NUM_SAMPLES.value
+  count = _NUM_SAMPLES.value or len(samples)
+  _check_number(count, metrics)
   if len(samples) < count:
-    if flags.FLAGS['num_samples'].present:
-      raise UserError(
-          f'{_SAMPLES.value} has {len(samples)} images, expected the {count} of'
-          ' --num_samples'
-      )
-    count = len(samples)
-    _check_number(count, f'the images of {_SAMPLES.value} are', metrics)
+    raise UserError(
+        f'{_SAMPLES.value} has {len(samples)} images, expected the {count} of'
+        ' --num_samples'
+    )
   real = _RealImages(_DATA.value, _DATA_DIR.value, samples.shape)
   split = _SPLIT.value or 'train'
   judge = scores.Judge(
       metrics,
       _extractor(metrics, samples.shape),
       reference=real.split(split),
-      training=real.split('train'),
+      training=real.split('train') if 'nearest' in metrics else None,
       num_samples=count,
       strategy=_strategy('auto', 0),
   )
@@ -163,7 +166,8 @@ def _score_images(metrics):
 
 def _score_run(metrics):
   """Scores samples of --workdir; returns the last checkpoint's result."""
-  workdir = _WORKDIR.value
+  workdir, count = _WORKDIR.value, _NUM_SAMPLES.value or _RUN_SAMPLES
+  _check_number(count, metrics)
   run_ = trained.Trained(workdir)
   config = run_.config
   strategy = _strategy(
@@ -186,8 +190,10 @@ def _score_run(metrics):
       metrics,
       _extractor(metrics, run_.model.image_shape),
       reference=real.split(split),
-      training=real.split(config.data.split),
-      num_samples=_NUM_SAMPLES.value,
+      training=(
+          real.split(config.data.split) if 'nearest' in metrics else None
+      ),
+      num_samples=count,
       strategy=strategy,
   )
   bits = None
@@ -196,10 +202,14 @@ def _score_run(metrics):
     bits = likelihood.Bits(
         run_,
         real.split(bpd_split),
-        num_images=_NUM_SAMPLES.value,
+        num_images=count,
         strategy=strategy,
         batch_size=batch_size,
     )
+  logging.info(
+      '%d samples of a checkpoint, %s, %d steps, %d replicas',
+      count, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
+  )  # fmt: skip
   for path in paths:
     step, weights, params = run_.weights(path, _WEIGHTS.value)
     # Of the weights themselves: a workdir may be emptied and used again.
@@ -209,7 +219,7 @@ def _score_run(metrics):
         sampler,
         params,
         os.path.join(directory, f'{sampler.name}_{sampler.steps}'),
-        total=_NUM_SAMPLES.value,
+        total=count,
         shape=run_.model.image_shape,
         labelled=config.model.num_classes > 0,
         name=f'samples of step {step}',
@@ -235,11 +245,10 @@ def _score_run(metrics):
 
 def _strategy(name, virtual_devices):
   """All devices of this machine, also where several hosts trained."""
+  if 'TF_CONFIG' in os.environ:
+    raise UserError('TF_CONFIG is set, but ddpm.evaluate is for one host')
   name = 'auto' if name == 'multi_worker' else name
-  strategy = distribute.make_strategy(name, virtual_devices=virtual_devices)
-  if not distribute.is_one_process(strategy):
-    raise UserError('ddpm.evaluate runs on one host: unset TF_CONFIG')
-  return strategy
+  return distribute.make_strategy(name, virtual_devices=virtual_devices)
 
 
 def _extractor(metrics, shape):

@@ -175,11 +175,11 @@ def test_features_are_kept_and_named_by_what_made_them(
     extractor, digits, monkeypatch
 ):
   images = source(digits[0][:40])
-  strategy = tf.distribute.OneDeviceStrategy('CPU:0')
-  first = scores.Features(images, extractor, strategy, 'digits')
+  run = scores.batched(extractor, tf.distribute.OneDeviceStrategy('CPU:0'))
+  first = scores.Features(images, extractor, run, 'digits')
   expected = first.all_moments()
   monkeypatch.setattr(images, 'read', None)
-  again = scores.Features(images, extractor, strategy, 'digits')
+  again = scores.Features(images, extractor, run, 'digits')
   np.testing.assert_array_equal(again.all_moments().mean, expected.mean)
   np.testing.assert_array_equal(
       np.concatenate(list(again.column('features', 0, 40))),

@@ -75,7 +75,7 @@ class Parts:
     for path in tf.io.gfile.glob(pattern):
       match = re.search(r'_(\d+)\.npz$', path)
       if match and int(match[1]) >= last:
-        return _read_npz(path)
+        return read_npz(path)
     return None
 
   def _save(self, first, last, arrays):
@@ -99,7 +99,8 @@ class _Column:
       yield arrays[self._name]
 
 
-def _read_npz(path):
+def read_npz(path):
+  """The arrays of an .npz file, or a UserError that it is damaged."""
   try:
     with tf.io.gfile.GFile(path, 'rb') as f:
       return dict(np.load(io.BytesIO(f.read())))

@@ -87,16 +87,16 @@ def _read(path):
 def _curves(rows, axis):
   """metric -> label of a curve -> [(x, value, floor)], along 'step' or 'steps'.
 
-  What is neither the axis nor the number of samples is in the label.
+  What is neither the axis nor in the metric's name is in the label.
   """
   label_of = {
-      'step': ('weights', 'sampler', 'steps'),
-      'steps': ('step', 'weights', 'sampler'),
+      'step': '{weights}, {sampler} {steps}, {data} {split}',
+      'steps': 'step {step}, {weights}, {sampler}, {data} {split}',
   }[axis]
   curves = {}
   for row in rows:
     details = row['details']
-    label = ', '.join(f'{details[name]}' for name in label_of)
+    label = label_of.format(**details)
     for name, value in _values(row).items():
       point = (details[axis], value, details['floor'].get(name))
       curves.setdefault(name, {}).setdefault(label, []).append(point)
@@ -118,12 +118,13 @@ def _plot(path, curves, axis):
     panel.set_visible(False)
   for panel, (name, lines) in zip(panels, curves.items()):
     for label, points in sorted(lines.items()):
-      x, y, floor = zip(*sorted(points))
+      x, y, floor = zip(*sorted(points, key=lambda point: point[0]))
       (line,) = panel.plot(x, y, marker='o', label=label)
       if floor[-1] is not None:
         panel.axhline(floor[-1], linestyle=':', color=line.get_color())
     panel.set(title=name, xlabel=axis)
     panel.legend(fontsize='small')
+  figure.suptitle('dotted: real images', fontsize='medium')
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=100)
   writers.write_file(path, file.getvalue())

@@ -44,13 +44,14 @@ class Features:
   Args:
     source: of `sources`.
     extractor: `extractor.Extractor`.
-    strategy: `tf.distribute.Strategy`, on whose devices they are computed.
+    run: its `batched` function.
     name: of the source, for the log.
   """
 
-  def __init__(self, source, extractor, strategy, name):
+  def __init__(self, source, extractor, run, name):
     self.source = source
     self._extractor = extractor
+    self._run = run
     self._name = name
     identity = [
         source.identity,
@@ -65,19 +66,6 @@ class Features:
         self._make,
         total=len(source),
         what=f'features of {name}',
-    )
-
-    def function(weights, images):
-      features, probabilities = extractor.function(weights, images)
-      outputs = {'features': features}
-      if probabilities is not None:
-        outputs['probabilities'] = probabilities
-      return outputs
-
-    self._run = parallel.Batched(
-        function,
-        strategy=strategy,
-        batch_size=parallel.batch_size(strategy, parts.ROWS),
     )
 
   def column(self, name, start, stop):
@@ -97,9 +85,7 @@ class Features:
     path = os.path.join(self._directory, 'moments.npz')
     moments, total = None, len(self.source)
     if tf.io.gfile.exists(path):
-      with tf.io.gfile.GFile(path, 'rb') as f:
-        arrays = dict(np.load(io.BytesIO(f.read())))
-      moments = distances.Moments.from_arrays(arrays)
+      moments = distances.Moments.from_arrays(parts.read_npz(path))
     done = 0 if moments is None else moments.count
     while done < total:
       stop = min(done + _SAVE_MOMENTS_EVERY * parts.ROWS, total)
@@ -132,6 +118,28 @@ class Features:
     return arrays
 
 
+def batched(extractor, strategy):
+  """The function of an `extractor.Extractor`, on a strategy's devices.
+
+  Returns:
+    `parallel.Batched` from images to a dict of features and, where the
+    extractor has them, probabilities.
+  """
+
+  def function(weights, images):
+    features, probabilities = extractor.function(weights, images)
+    outputs = {'features': features}
+    if probabilities is not None:
+      outputs['probabilities'] = probabilities
+    return outputs
+
+  return parallel.Batched(
+      function,
+      strategy=strategy,
+      batch_size=parallel.batch_size(strategy, parts.ROWS),
+  )
+
+
 class Judge:
   """Scores sets of images against one reference.
 
@@ -139,7 +147,8 @@ class Judge:
     metrics: set of names: those in MINIMUM count, others are not its own.
     extractor: `extractor.Extractor`; None where no metric is OF_FEATURES.
     reference: source of the real images, in random order.
-    training: source of the training images, in random order.
+    training: source of the training images, in random order; None where
+      'nearest' is not asked for.
     num_samples: how many images to score, the first ones of a set: N.
     strategy: `tf.distribute.Strategy`.
 
@@ -154,7 +163,6 @@ class Judge:
     self._extractor = extractor
     self._training = training
     self._num_samples = num_samples
-    self._strategy = strategy
     self._held_out = min(num_samples, len(reference) // 2)
     least = max(MINIMUM.get(name, 1) for name in metrics)
     if len(reference) < 2 * least:
@@ -167,9 +175,12 @@ class Judge:
           f'--metrics=is needs class probabilities, which {extractor.name} does'
           ' not give: leave it out'
       )
-    self._reference = extractor and Features(
-        reference, extractor, strategy, 'the real images'
-    )
+    self._run = self._reference = None
+    if extractor:
+      self._run = batched(extractor, strategy)
+      self._reference = Features(
+          reference, extractor, self._run, 'the real images'
+      )
     self._moments = None
     self._floor = None
 
@@ -196,7 +207,7 @@ class Judge:
           'extractor_sha256': extractor.sha256,
           'resize': extractor.resize,
       }
-      features = Features(samples, extractor, self._strategy, name)
+      features = Features(samples, extractor, self._run, name)
       real_rows = min(self._num_samples, len(self._reference.source))
       values = _scores(
           self._metrics,

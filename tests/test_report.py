@@ -1,0 +1,65 @@
+"""Where scores go: one row for each thing that was scored, and the plots."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from ddpm.metrics import report
+
+
+def result(fd, **details):
+  return {
+      'fd_mnist@100': fd,
+      'kid_mnist@100': -0.012345678,
+      'kid_stderr_mnist@100': 0.1,
+      'details': {
+          'step': 10,
+          'weights': 'ema:0.99',
+          'sampler': 'ddim',
+          'steps': 20,
+          'extractor': 'mnist',
+          'num_samples': 100,
+          'data': 'mnist5k',
+          'split': 'train',
+          'floor': {'fd_mnist@100': 1.5},
+      }
+      | details,
+  }
+
+
+def test_table():
+  lines = report.table(result(123.456)).splitlines()
+  assert lines[0].split('  ')[0] == 'metric' and len(lines) == 4
+  assert lines[1].split() == ['fd_mnist@100', '123.5', '1.5']
+  # A score without a floor leaves its place empty.
+  assert lines[2].split() == ['kid_mnist@100', '-0.01235']
+  assert len({len(line) for line in lines}) == 1
+
+
+def test_the_later_of_two_results_of_one_thing_stands(tmp_path):
+  first = result(9.0, step=20)
+  report.record(str(tmp_path), first)
+  report.record(str(tmp_path), result(8.0))
+  report.record(str(tmp_path), result(7.0))
+  for name, other in {
+      'weights': 'raw', 'sampler': 'ancestral', 'num_samples': 50,
+      'extractor': 'inception', 'data': 'tfds:mnist', 'split': 'test',
+  }.items():  # fmt: skip
+    report.record(str(tmp_path), result(6.0, **{name: other}))
+  lines = (tmp_path / 'evaluation.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert len(rows) == 8
+  assert rows[0]['fd_mnist@100'] == 7.0
+  # In the order of steps.
+  assert rows[-1] == first
+
+
+@pytest.mark.parametrize('steps', [[20], [20, 50]])
+def test_a_curve_over_the_steps_of_the_sampler(tmp_path, steps):
+  for n in steps:
+    report.record(str(tmp_path), result(100 / n, steps=n))
+  picture = tf.io.decode_png((tmp_path / 'evaluation.png').read_bytes())
+  # Two panels: how sure a score is has none.
+  assert picture.shape[:2] == (350, 1000)
+  assert (tmp_path / 'evaluation_steps.png').exists() == (len(steps) > 1)
