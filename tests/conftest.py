@@ -48,11 +48,15 @@ TINY = [
     *(f'--config.{name}={value}' for name, value in _TINY.items()),
 ]
 
+# Compiling takes XLA ten times as long as all else that a short run does: for
+# what XLA has no part in.
+TINY_WITHOUT_XLA = [*TINY, '--config.jit_compile=false']
 
-def tiny_config():
-  """The same, as a config."""
+
+def tiny_config(**overrides):
+  """The same, as a config; overrides as {'train.num_steps': 2}."""
   config = mnist5k.get_config()
-  config.update_from_flattened_dict(_TINY)
+  config.update_from_flattened_dict(_TINY | overrides)
   return config.lock()
 
 

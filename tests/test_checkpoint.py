@@ -90,6 +90,25 @@ def test_keeps_the_newest_and_every_so_many(tmp_path, network):
     checkpoint.find(str(tmp_path), '30')
 
 
+def test_finds_all_in_their_order(tmp_path, network):
+  with pytest.raises(UserError, match='has no checkpoints: train first'):
+    list(checkpoint.find_all(str(tmp_path)))
+  _, checkpoints, _ = make(tmp_path, network, keep_every=20)
+  for step in range(10, 70, 10):
+    checkpoints.save(step)
+  checkpoints.wait()
+  directory = tmp_path / 'checkpoints'
+  # 60 is there twice. 50 is damaged, and 40 is gone when its turn comes.
+  truncated(directory / 'ckpt-50.index')
+  paths = checkpoint.find_all(str(tmp_path))
+  assert next(paths) == str(directory / 'kept' / 'ckpt-20')
+  shutil.rmtree(directory / 'kept')
+  assert list(paths) == [str(directory / 'ckpt-60')]
+  truncated(directory / 'ckpt-60.index')
+  with pytest.raises(UserError, match='none that can be read'):
+    list(checkpoint.find_all(str(tmp_path)))
+
+
 def test_keeps_count_over_restarts(tmp_path, network):
   saved(tmp_path, network, 10, 20)
   saved(tmp_path, network, 30)

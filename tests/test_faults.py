@@ -6,6 +6,7 @@ test_preemption.py, a workdir in use in test_lock.py.
 
 import contextlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from conftest import start_program
 from conftest import tensors
 from conftest import TINY
 from conftest import tiny_config
+from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -36,10 +38,8 @@ class NeverStopped:
 
 
 def run(workdir, steps, **overrides):
-  config = tiny_config()
-  with config.unlocked():
-    config.update_from_flattened_dict(overrides)
-    config.train.num_steps = steps
+  overrides |= {'train.num_steps': steps, 'jit_compile': False}
+  config = tiny_config(**overrides)
   strategy = tf.distribute.OneDeviceStrategy('CPU:0')
   train.train(config, str(workdir), strategy, NeverStopped())
 
@@ -52,11 +52,18 @@ def logged(workdir):
   return [row['step'] for row in metrics(workdir)]
 
 
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  """A workdir with the checkpoint of step 2, to be copied."""
+  workdir = tmp_path_factory.mktemp('original')
+  run(workdir, 2)
+  return workdir
+
+
 @pytest.fixture
-def trained(tmp_path):
+def trained(original, tmp_path):
   """A workdir with the checkpoint of step 2."""
-  run(tmp_path, 2)
-  return tmp_path
+  return shutil.copytree(original, tmp_path / 'trained')
 
 
 def poison(workdir):
@@ -103,10 +110,12 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path, overrides, after):
   assert not (tmp_path / 'samples').exists()
 
 
-def test_a_log_that_is_gone_begins_anew(trained):
+def test_a_log_and_a_config_that_are_gone_are_begun_anew(trained):
   (trained / 'metrics.jsonl').unlink()
+  (trained / 'config.json').unlink()
   run(trained, 4)
   assert logged(trained) == [3, 4]
+  assert (trained / 'config.json').exists() and newest(trained) == '4'
 
 
 def test_a_log_that_was_cut_short_goes_on(trained):
@@ -114,12 +123,6 @@ def test_a_log_that_was_cut_short_goes_on(trained):
     f.write('{"step": 3, "loss": 0.')
   run(trained, 4)
   assert logged(trained) == [1, 2, 3, 4]
-
-
-def test_a_config_that_is_gone_is_written_again(trained):
-  (trained / 'config.json').unlink()
-  run(trained, 4)
-  assert (trained / 'config.json').exists() and newest(trained) == '4'
 
 
 def test_a_config_that_is_damaged_is_named(trained):
@@ -139,17 +142,12 @@ def test_a_data_set_that_is_gone_is_named(trained, monkeypatch):
   assert newest(trained) == '2'
 
 
-def command(workdir, *args):
-  return [
-      sys.executable, '-m', 'ddpm.main', *TINY, f'--workdir={workdir}', *args
-  ]  # fmt: skip
+def program(workdir, *args):
+  return ('ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={workdir}', *args)
 
 
-def refused(command, **kwargs):
-  """The one line that a command that fails leaves after its log lines."""
-  done = subprocess.run(
-      command, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
-  )
+def refused(done):
+  """The one line that a program that fails leaves after its log lines."""
   assert done.returncode == 1, done.stderr
   assert 'Traceback' not in done.stderr
   line = done.stderr.strip().splitlines()[-1]
@@ -159,9 +157,13 @@ def refused(command, **kwargs):
 
 def test_a_checkpoint_that_finds_no_room_is_an_error(trained):
   """The limit stands for a disk that is full: 100 KiB do not hold the state."""
-  limited = ['bash', '-c', 'ulimit -f 100 && exec "$@"', '-']
-  flags = command(trained, '--config.train.num_steps=9')
-  line = refused(limited + flags)
+  command = [
+      'bash', '-c', 'ulimit -f 100 && exec "$@"', '-', sys.executable, '-m',
+      *program(trained, '--config.train.num_steps=9'),
+  ]  # fmt: skip
+  line = refused(subprocess.run(
+      command, cwd=ROOT, capture_output=True, text=True, check=False
+  ))  # fmt: skip
   assert f'{trained}/checkpoints cannot be written: ' in line
   assert newest(trained) == '2'
   run(trained, 4)
@@ -183,8 +185,10 @@ def mounted(path, options):
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
   with mounted(tmp_path / 'disk', 'size=1m'):
     workdir = tmp_path / 'disk' / 'run'
-    flags = command(workdir, '--config.train.keep_last=1000')
-    line = refused([*flags, '--config.train.num_steps=1000'])
+    line = refused(run_program(*program(
+        workdir, '--config.train.keep_last=1000',
+        '--config.train.num_steps=1000',
+    )))  # fmt: skip
     assert 'cannot be written: ' in line and 'No space left' in line
     step = int(newest(workdir))
     assert step >= 2
@@ -197,29 +201,29 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
     assert logged(workdir) == list(range(1, step + 3))
 
 
-def test_a_workdir_that_is_read_only_is_an_error(tmp_path):
+def test_a_workdir_that_is_read_only_is_an_error(original, tmp_path):
   with mounted(tmp_path / 'disk', 'size=9m'):
-    workdir = tmp_path / 'disk' / 'run'
-    run_program(*command(workdir, '--config.train.num_steps=2')[2:])
+    workdir = shutil.copytree(original, tmp_path / 'disk' / 'run')
     subprocess.run(['mount', '-o', 'remount,ro', workdir.parent], check=True)
-    line = refused(command(workdir, '--config.train.num_steps=4'))
+    done = run_program(*program(workdir, '--config.train.num_steps=4'))
+    line = refused(done)
     assert f'{workdir}' in line and 'cannot be written' in line
     assert newest(workdir) == '2'
 
 
 def test_a_second_run_on_a_workdir_is_refused(tmp_path):
-  first = start_program(*command(tmp_path)[2:])
+  first = start_program(*program(tmp_path))
   for line in first.stderr:
     if 'step 1 done' in line:
       break
   try:
-    line = refused(command(tmp_path))
+    line = refused(run_program(*program(tmp_path)))
   finally:
     first.kill()
     first.communicate()
   assert f'in use by process {first.pid} on ' in line
   # The kill left no lock: the run goes on.
-  done = run_program(*command(tmp_path, '--config.train.num_steps=2')[2:])
+  done = run_program(*program(tmp_path, '--config.train.num_steps=2'))
   assert done.returncode == 0, done.stderr
 
 
@@ -227,13 +231,13 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path):
 def test_kills_at_any_moment_change_nothing(tmp_path):
   """SIGKILL, some inside a save, until the run is done."""
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  steps = '--config.train.num_steps=150'
-  done = run_program(*command(whole, steps)[2:])
+  command = ['ddpm.main', *TINY, '--config.train.num_steps=150']
+  done = run_program(*command, f'--workdir={whole}')
   assert done.returncode == 0, done.stderr
   moments = random.Random(0)
   kills = 0
   while True:
-    process = start_program(*command(killed, steps)[2:])
+    process = start_program(*command, f'--workdir={killed}')
     for line in process.stderr:
       if 'done, compiled' in line:
         break

@@ -24,34 +24,58 @@ def strategy_of(replicas):
   )
 
 
-def run(replicas, steps, **overrides):
-  """Losses of some steps, and the trainer after them."""
-  config = tiny_config()
-  with config.unlocked():
-    config.update_from_flattened_dict(overrides)
-  trainer = train.Trainer(config, strategy_of(replicas))
+# Most of a test is the compiling of a trainer. So one is shared by the tests,
+# and only what XLA may change is compiled by XLA.
+WITHOUT_XLA = {'jit_compile': False}
+
+
+def make_trainer(replicas, stop=0.0, **overrides):
+  config = tiny_config(**overrides)
+  return train.Trainer(config, strategy_of(replicas), stop)
+
+
+def losses_of(trainer, steps):
+  """The losses of a new trainer's first steps, each run by a call."""
   blocks = trainer.blocks(0)
   losses = []
   for step in range(steps):
-    if step % config.train.steps_per_loop == 0:
+    if step % 2 == 0:  # train.steps_per_loop
       block = next(blocks)
-    done, stopped, metrics = trainer.run(
-        block, step % config.train.steps_per_loop, 1
-    )
+    done, stopped, metrics = trainer.run(block, step % 2, 1)
     assert (done, stopped) == (step + 1, False)
     losses.append(metrics['loss'])
-  return np.array(losses), trainer
+  return np.array(losses)
 
 
 @pytest.fixture(scope='module')
-def one_device():
-  return run(1, 6)
+def shared():
+  """A trainer of one device, the state it began with, and its losses."""
+  trainer = make_trainer(1)
+  state = trainer.state.read()
+  return trainer, state, losses_of(trainer, 6)
 
 
-def test_replicas_follow_the_trajectory_of_one(one_device):
-  losses, trainer = run(2, 6)
-  np.testing.assert_allclose(losses[0], one_device[0][0], rtol=1e-5)
-  np.testing.assert_allclose(losses, one_device[0], rtol=1e-4)
+@pytest.fixture
+def one_device(shared):
+  """The shared trainer, as if it were new."""
+  trainer, state, _ = shared
+  tf.nest.map_structure(
+      lambda v, x: v.assign(x), trainer.state.variables(), state
+  )
+  return trainer
+
+
+@pytest.fixture
+def expected(shared):
+  """The losses of one device, step by step."""
+  return shared[2]
+
+
+def test_replicas_follow_the_trajectory_of_one(expected):
+  trainer = make_trainer(2, **WITHOUT_XLA)
+  losses = losses_of(trainer, 6)
+  np.testing.assert_allclose(losses[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(losses, expected, rtol=1e-4)
   for copy in trainer.state.params.values:
     np.testing.assert_array_equal(copy, trainer.state.params.values[0])
 
@@ -59,37 +83,33 @@ def test_replicas_follow_the_trajectory_of_one(one_device):
 @pytest.mark.parametrize(
     'overrides, tolerance',
     [
-        ({'jit_compile': False}, 1e-5),
+        (WITHOUT_XLA, 1e-5),
         ({'precision': 'mixed_bfloat16'}, 2e-2),
         ({'precision': 'mixed_float16'}, 5e-3),
     ],
 )
 def test_jit_and_precision_change_only_the_rounding(
-    one_device, overrides, tolerance
+    expected, overrides, tolerance
 ):
-  losses, _ = run(1, 3, **overrides)
-  np.testing.assert_allclose(losses, one_device[0][:3], rtol=tolerance)
+  losses = losses_of(make_trainer(1, **overrides), 3)
+  np.testing.assert_allclose(losses, expected[:3], rtol=tolerance)
   if 'precision' in overrides:
-    assert np.any(losses != one_device[0][:3])
+    assert np.any(losses != expected[:3])
 
 
-def test_steps_in_one_call_are_steps_one_by_one(one_device):
-  config = tiny_config()
-  trainer = train.Trainer(config, strategy_of(1))
-  blocks = trainer.blocks(0)
-  losses = [trainer.run(next(blocks), 0, 2)[2]['loss'] for _ in range(3)]
-  np.testing.assert_array_equal(losses, one_device[0][1::2])
-  assert trainer.state.step.numpy() == 6
+def test_steps_in_one_call_are_steps_one_by_one(one_device, expected):
+  blocks = one_device.blocks(0)
+  losses = [one_device.run(next(blocks), 0, 2)[2]['loss'] for _ in range(3)]
+  np.testing.assert_array_equal(losses, expected[1::2])
+  assert one_device.state.step.numpy() == 6
 
 
-def test_the_whole_loop_compiles_as_a_tpu_would_have_it(one_device):
+def test_the_whole_loop_compiles_as_a_tpu_would_have_it(one_device, expected):
   """XLA takes the multi-step function whole: all shapes static, no host op."""
-  config = tiny_config()
-  trainer = train.Trainer(config, strategy_of(1))
-  loop = tf.function(trainer._loop.python_function, jit_compile=True,
+  loop = tf.function(one_device._loop.python_function, jit_compile=True,
                      autograph=False)  # fmt: skip
-  metrics = loop(next(trainer.blocks(0)), tf.constant(0), tf.constant(2))
-  np.testing.assert_allclose(metrics['loss'], one_device[0][1], rtol=1e-5)
+  metrics = loop(next(one_device.blocks(0)), tf.constant(0), tf.constant(2))
+  np.testing.assert_allclose(metrics['loss'], expected[1], rtol=1e-5)
 
 
 def test_loss_is_the_papers(network):
@@ -140,33 +160,37 @@ def gradient_of(network, **kwargs):
   return call
 
 
-def test_shares_of_replicas_sum_to_the_whole(network):
-  whole = gradient_of(network)()
+@pytest.fixture(scope='module')
+def gradient(network):
+  return gradient_of(network)
+
+
+def test_shares_of_replicas_sum_to_the_whole(network, gradient):
+  whole = gradient()
   half = gradient_of(network, replica_batch_size=2)
   np.testing.assert_allclose(half(start=0) + half(start=2), whole, atol=2e-6)
   assert np.linalg.norm(whole) > 0.1
 
 
-def test_gradient_depends_on_seed_and_step_and_not_on_the_loss_scale(network):
-  call = gradient_of(network)
-  np.testing.assert_array_equal(call(), call())
-  np.testing.assert_allclose(call(loss_scale=1024.0), call(), atol=1e-6)
-  assert np.abs(call(step=4) - call()).max() > 1e-3
-  assert np.abs(gradient_of(network, seed=1)() - call()).max() > 1e-3
+def test_gradient_depends_on_seed_and_step_and_not_on_the_loss_scale(
+    network, gradient
+):
+  whole = gradient()
+  np.testing.assert_array_equal(gradient(), whole)
+  np.testing.assert_allclose(gradient(loss_scale=1024.0), whole, atol=1e-6)
+  assert np.abs(gradient(step=4) - whole).max() > 1e-3
+  assert np.abs(gradient_of(network, seed=1)() - whole).max() > 1e-3
 
 
-def test_gradient_is_the_slope_of_the_loss(network):
-  call = gradient_of(network)
-  packed = call()
-  gradient = packed[:-2]
-  direction = gradient / np.linalg.norm(gradient)
+def test_gradient_is_the_slope_of_the_loss(network, gradient, monkeypatch):
+  whole = gradient()[:-2]
+  direction = whole / np.linalg.norm(whole)
   params, losses = network.params, []
   for step in (-1e-2, 1e-2):
-    network.params = params + step * direction
-    losses.append(call()[-2])
-  network.params = params
+    monkeypatch.setattr(network, 'params', params + step * direction)
+    losses.append(gradient()[-2])
   slope = (losses[1] - losses[0]) / 2e-2
-  assert slope == pytest.approx(np.linalg.norm(gradient), rel=1e-2)
+  assert slope == pytest.approx(np.linalg.norm(whole), rel=1e-2)
 
 
 def update_of(state, **kwargs):
@@ -202,7 +226,10 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(use_loss_scale, bad):
       tf.constant([1.0, 2.0]), ema_decays=(0.9,), use_loss_scale=use_loss_scale
   )
   before = state.read()
-  update = update_of(state, use_loss_scale=use_loss_scale, clip_norm=1.0)
+  # With XLA, which must not take a NaN for a number.
+  update = update_of(
+      state, use_loss_scale=use_loss_scale, clip_norm=1.0, jit_compile=True
+  )
   new, metrics = update(before, tf.constant([bad, 1.0, 0.5, 0.0]))
   for name in ('params', 'adam_m', 'adam_v', 'ema'):
     tf.nest.map_structure(
@@ -217,17 +244,18 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(use_loss_scale, bad):
 def test_per_replica_clip_is_hos():
   """Each replica clips its share to 1/N; the sum is not clipped again."""
   clip = {'optimizer.clip': 'per_replica', 'optimizer.clip_norm': 1e-3}
-  _, trainer = run(2, 1, **clip)
+  trainer = make_trainer(2, **WITHOUT_XLA, **clip)
+  losses_of(trainer, 1)
   # Two vectors of norm 0.5e-3 sum to at most 1e-3, and are not parallel.
   norm = np.linalg.norm(trainer.state.adam_m.numpy()) / 0.1
   assert 0.5e-3 < norm < 1e-3
 
 
-def test_a_run_that_diverges_says_so():
-  _, trainer = run(1, 1)
-  trainer.state.params.assign(trainer.state.params * np.nan)
+def test_a_run_that_diverges_says_so(one_device):
+  losses_of(one_device, 1)
+  one_device.state.params.assign(one_device.state.params * np.nan)
   with pytest.raises(UserError, match="step 2: the loss is nan and the grad"):
-    trainer.run(next(trainer.blocks(0)), 0, 2)
+    one_device.run(next(one_device.blocks(0)), 0, 2)
 
 
 def test_traced_once_whatever_the_number_of_replicas(monkeypatch):
@@ -246,14 +274,14 @@ def test_traced_once_whatever_the_number_of_replicas(monkeypatch):
     return model
 
   monkeypatch.setattr(config_lib, 'build_model', build_model)
-  run(2, 1)
+  losses_of(make_trainer(2, **WITHOUT_XLA), 1)
   assert len(traces) == 1
 
 
 def test_one_replica_told_to_stop_stops_all_after_the_same_step():
   """The request rides on the all-reduce: every replica hears of it."""
   stop = tf.Variable(0.0)
-  trainer = train.Trainer(tiny_config(), strategy_of(2), stop)
+  trainer = make_trainer(2, stop, **WITHOUT_XLA)
   blocks = trainer.blocks(0)
   assert trainer.run(next(blocks), 0, 2)[:2] == (2, False)
   stop.assign(1.0)
