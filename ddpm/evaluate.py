@@ -83,7 +83,9 @@ _STEPS = flags.DEFINE_integer(
 _WEIGHTS = flags.DEFINE_string(
     'weights', 'ema', 'ema (the first of ema.decays) or raw.'
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
+_OUT = flags.DEFINE_string(
+    'out', None, "JSON file for the result; of several, the last one's."
+)
 
 # Samples of a run that are drawn where no number is asked for.
 _RUN_SAMPLES = 2000
@@ -112,11 +114,10 @@ def _check_flags():
   if _SAMPLES.value and _EVERY_CHECKPOINT.value:
     raise UserError('--every_checkpoint is for a --workdir')
   metrics = set(_METRICS.value)
-  known = {*scores.MINIMUM, 'bpd'}
-  if not metrics or metrics - known:
+  if not metrics or metrics - set(scores.MINIMUM):
     raise UserError(
         f'--metrics is {",".join(_METRICS.value)}, expected some of:'
-        f' {", ".join(sorted(known))}'
+        f' {", ".join(sorted(scores.MINIMUM))}'
     )
   if _SAMPLES.value and 'bpd' in metrics:
     raise UserError('--metrics=bpd is of a model: it needs --workdir')
@@ -126,7 +127,7 @@ def _check_flags():
 
 
 def _check_number(number, metrics):
-  least = max(scores.MINIMUM.get(name, 1) for name in metrics)
+  least = scores.minimum(metrics)
   if number < least:
     raise UserError(
         f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
@@ -213,18 +214,20 @@ def _score_run(metrics):
   for path in paths:
     step, weights, params = run_.weights(path, _WEIGHTS.value)
     # Of the weights themselves: a workdir may be emptied and used again.
-    digest = hashlib.sha256(params).hexdigest()[:8]
-    directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest}')
+    digest = hashlib.sha256(params).hexdigest()
+    directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest[:8]}')
+    called = f'samples of step {step}'
     samples = sources.Drawn(
         sampler,
         params,
         os.path.join(directory, f'{sampler.name}_{sampler.steps}'),
+        identity=f'{digest} {sampler.name} {sampler.steps}',
         total=count,
         shape=run_.model.image_shape,
         labelled=config.model.num_classes > 0,
-        name=f'samples of step {step}',
+        name=called,
     )
-    result = judge.score(samples, f'samples of step {step}')
+    result = judge.score(samples, called)
     result['details'] |= {
         'checkpoint': path,
         'step': step,
@@ -246,7 +249,9 @@ def _score_run(metrics):
 def _strategy(name, virtual_devices):
   """All devices of this machine, also where several hosts trained."""
   if 'TF_CONFIG' in os.environ:
-    raise UserError('TF_CONFIG is set, but ddpm.evaluate is for one host')
+    raise UserError(
+        'TF_CONFIG is set, but ddpm.evaluate is for one host: unset it'
+    )
   name = 'auto' if name == 'multi_worker' else name
   return distribute.make_strategy(name, virtual_devices=virtual_devices)
 

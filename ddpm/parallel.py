@@ -3,6 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+# Enough rows to keep a device busy.
+_BATCH_SIZE = 64
+
 
 class Batched:
   """Applies a function to many rows, a batch a replica at a time.
@@ -62,6 +65,6 @@ class Batched:
     )
 
 
-def batch_size(strategy, rows, at_most=64):
+def batch_size(strategy, rows):
   """A batch of one replica, so that all replicas share in so many rows."""
-  return max(1, min(at_most, -(-rows // strategy.num_replicas_in_sync)))
+  return min(_BATCH_SIZE, -(-rows // strategy.num_replicas_in_sync))

@@ -62,16 +62,8 @@ class Sampler:
     self._num_classes = model.num_classes
 
     def draw(params, seeds, labels):
-      weights = layout.split(params)
-
-      def network(x, t):
-        output, _ = model.stateless_call(
-            weights, [], x, t, labels=labels if model.num_classes else None
-        )
-        return output
-
       return sample(
-          network,
+          bind(model, layout, params, labels),
           diffusion,
           timesteps,
           table,
@@ -101,6 +93,29 @@ class Sampler:
       depends on its own seed alone.
     """
     yield from self._draw(params, seeds, self.labels(seeds))
+
+
+def bind(model, layout, params, labels):
+  """A network with its weights and its batch's labels.
+
+  Args:
+    model: `unet.UNet`.
+    layout: its `state.Layout`.
+    params: float32 [P].
+    labels: int32 [B]; not looked at where the model has no classes.
+
+  Returns:
+    Function (x float32 [B, H, W, C], t int32 [B]) -> output, of x's shape.
+  """
+  weights = layout.split(params)
+
+  def network(x, t):
+    output, _ = model.stateless_call(
+        weights, [], x, t, labels=labels if model.num_classes else None
+    )
+    return output
+
+  return network
 
 
 def timesteps_for(num_timesteps, steps):

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+from oracles import weights
 import pytest
 import tensorflow as tf
 
@@ -100,6 +102,27 @@ def tensors(workdir, step):
       for name in reader.get_variable_to_shape_map()
       if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
   }
+
+
+def with_oracle(extractor, name, height, width):
+  """What an extractor says under XLA, and what its original in PyTorch said.
+
+  Args:
+    extractor: `extractor.Extractor`.
+    name: of the script in oracles/ that asked the original.
+    height, width: of the images.
+
+  Returns:
+    features and probabilities, of the one and of the other.
+  """
+  images = weights.random_images(height, width, weights.SEED)
+  function = tf.function(extractor.function, jit_compile=True)
+  features, probabilities = function(extractor.weights, images)
+  with np.load(ROOT / 'tests' / 'oracles' / f'{name}.npz') as expected:
+    expected_features = expected[f'features_{height}x{width}']
+    exp = np.exp(expected[f'logits_{height}x{width}'])
+  softmax = exp / exp.sum(axis=1, keepdims=True)
+  return features, probabilities, expected_features, softmax
 
 
 class Network:

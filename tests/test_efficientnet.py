@@ -1,19 +1,13 @@
 """EfficientNet-Lite0 against the weights' own code in PyTorch."""
 
 import importlib.util
-import pathlib
 
+from conftest import with_oracle
 import numpy as np
-from oracles import weights
 import pytest
-import tensorflow as tf
 
 from ddpm.errors import UserError
 from ddpm.metrics import efficientnet
-
-FIXTURES = pathlib.Path(__file__).parent / 'oracles'
-# SEED of oracles/efficientnet.py.
-SEED = 1
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec(efficientnet.PACKAGE) is None,
@@ -30,18 +24,11 @@ def extractor():
 @pytest.mark.parametrize(('height', 'width'), ((32, 32), (400, 310)))
 def test_is_the_network_of_its_weights(extractor, height, width):
   """Compiled by XLA, on images that grow and on images that shrink."""
-  images = weights.random_images(height, width, SEED)
-  function = tf.function(extractor.function, jit_compile=True)
-  features, probabilities = function(extractor.weights, images)
-  with np.load(FIXTURES / 'efficientnet.npz') as expected:
-    np.testing.assert_allclose(
-        features, expected[f'features_{height}x{width}'], rtol=0, atol=1e-3
-    )
-    logits = expected[f'logits_{height}x{width}']
-  exp = np.exp(logits)
-  np.testing.assert_allclose(
-      probabilities, exp / exp.sum(axis=1, keepdims=True), atol=1e-3
+  features, probabilities, expected, softmax = with_oracle(
+      extractor, 'efficientnet', height, width
   )
+  np.testing.assert_allclose(features, expected, rtol=0, atol=1e-3)
+  np.testing.assert_allclose(probabilities, softmax, atol=1e-3)
 
 
 @installed

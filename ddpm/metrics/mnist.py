@@ -8,13 +8,14 @@ training digits. Of the 10,000 test digits it knows 99.55 %.
 import hashlib
 import importlib.resources
 import io
-import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from ddpm import state
 from ddpm.errors import UserError
+from ddpm.metrics.extractor import check_sha256
 from ddpm.metrics.extractor import Extractor
 
 IMAGE_SHAPE = (28, 28, 1)
@@ -51,15 +52,9 @@ def extractor(image_shape):
   file = importlib.resources.files('ddpm.metrics') / 'mnist.npy'
   data = file.read_bytes()
   sha256 = hashlib.sha256(data).hexdigest()
-  if sha256 != SHA256:
-    raise UserError(
-        f'{file} has SHA-256 {sha256[:16]}..., expected {SHA256[:16]}...:'
-        ' install ddpm anew'
-    )
+  check_sha256(file, sha256, SHA256, mend='install ddpm anew')
   model = network()
-  shapes = [v.shape for v in model.trainable_variables]
-  ends = np.cumsum([math.prod(shape) for shape in shapes])
-  parts = np.split(np.load(io.BytesIO(data)), ends[:-1])
+  weights = state.Layout(model).split(np.load(io.BytesIO(data)))
   # Dropout's, which are of no use here.
   others = [v.numpy() for v in model.non_trainable_variables]
 
@@ -74,7 +69,7 @@ def extractor(image_shape):
       name='mnist',
       sha256=sha256,
       resize='none',
-      weights=[part.reshape(s) for part, s in zip(parts, shapes)],
+      weights=[w.numpy() for w in weights],
       function=function,
       labels=True,
   )

@@ -79,12 +79,8 @@ class Parts:
     return None
 
   def _save(self, first, last, arrays):
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    path = os.path.join(
-        self._directory, f'rows_{first:09d}_{last:09d}.npz'
-    )
-    writers.write_file(path, file.getvalue())
+    name = f'rows_{first:09d}_{last:09d}.npz'
+    write_npz(os.path.join(self._directory, name), arrays)
 
 
 class _Column:
@@ -97,6 +93,13 @@ class _Column:
   def __iter__(self):
     for arrays in self._parts.read(self._start, self._stop):
       yield arrays[self._name]
+
+
+def write_npz(path, arrays):
+  """Writes a dict of arrays, whole or not at all."""
+  file = io.BytesIO()
+  np.savez(file, **arrays)
+  writers.write_file(path, file.getvalue())
 
 
 def read_npz(path):

@@ -6,7 +6,6 @@ generator gets a better score but by chance, or by copying.
 """
 
 import hashlib
-import io
 import os
 
 import numpy as np
@@ -14,13 +13,12 @@ import tensorflow as tf
 
 from ddpm import CACHE
 from ddpm import parallel
-from ddpm import writers
 from ddpm.errors import UserError
 from ddpm.metrics import distances
 from ddpm.metrics import parts
 
 # Images that each metric needs at least.
-MINIMUM = {'fid': 2, 'kid': 4, 'is': 10, 'prdc': 6, 'nearest': 2}
+MINIMUM = {'fid': 2, 'kid': 4, 'is': 10, 'prdc': 6, 'nearest': 2, 'bpd': 2}
 
 OF_FEATURES = {'fid', 'kid', 'is', 'prdc'}
 
@@ -36,6 +34,11 @@ _SAVE_MOMENTS_EVERY = 32
 
 # Images are compared pixel by pixel at this size at most.
 _PIXELS = 32
+
+
+def minimum(metrics):
+  """Images that a set of metrics needs at least."""
+  return max(MINIMUM[name] for name in metrics)
 
 
 class Features:
@@ -98,9 +101,7 @@ class Features:
         moments = moments or distances.Moments(features.shape[1])
         moments.add(features)
       done = stop
-      file = io.BytesIO()
-      np.savez(file, **moments.to_arrays())
-      writers.write_file(path, file.getvalue())
+      parts.write_npz(path, moments.to_arrays())
     return moments
 
   def _make(self, start, stop):
@@ -144,7 +145,7 @@ class Judge:
   """Scores sets of images against one reference.
 
   Args:
-    metrics: set of names: those in MINIMUM count, others are not its own.
+    metrics: set of names in MINIMUM; 'bpd' is not of images, and not its own.
     extractor: `extractor.Extractor`; None where no metric is OF_FEATURES.
     reference: source of the real images, in random order.
     training: source of the training images, in random order; None where
@@ -164,7 +165,7 @@ class Judge:
     self._training = training
     self._num_samples = num_samples
     self._held_out = min(num_samples, len(reference) // 2)
-    least = max(MINIMUM.get(name, 1) for name in metrics)
+    least = minimum(metrics)
     if len(reference) < 2 * least:
       raise UserError(
           f'the reference has {len(reference)} images, expected at least'

@@ -184,6 +184,7 @@ class Drawn:
     sampler: `samplers.Sampler`.
     params: float32 [P], weights of the model.
     directory: where they are kept.
+    identity: of weights and sampler.
     total: N.
     shape: (H, W, C).
     labelled: whether each is of a class.
@@ -191,12 +192,12 @@ class Drawn:
   """
 
   def __init__(
-      self, sampler, params, directory, *, total, shape, labelled, name
-  ):
+      self, sampler, params, directory, *, identity, total, shape, labelled,
+      name,
+  ):  # fmt: skip
+    self.identity = identity
     self.shape = shape
     self.labels = sampler.labels(np.arange(total)) if labelled else None
-    digest = hashlib.sha256(params).hexdigest()
-    self.identity = f'{digest} {sampler.name} {sampler.steps}'
     self._sampler = sampler
     self._params = params
     self._total = total

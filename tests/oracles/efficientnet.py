@@ -15,7 +15,6 @@ from oracles import weights
 import torch
 from torch.nn import functional as F
 
-SEED = 1
 SIZES = ((32, 32), (400, 310))
 FILE = pathlib.Path(__file__).with_suffix('.npz')
 
@@ -28,7 +27,7 @@ def main():
 
   outputs = {}
   for height, width in SIZES:
-    images = weights.random_images(height, width, SEED)
+    images = weights.random_images(height, width, weights.SEED)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     x = F.interpolate(x, (224, 224), mode='bilinear', align_corners=False)
     x = (x - 127) / 128

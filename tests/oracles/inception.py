@@ -13,7 +13,6 @@ from oracles import weights
 from pytorch_fid import inception
 import torch
 
-SEED = 1
 SIZES = ((32, 32), (400, 310))
 FILE = pathlib.Path(__file__).with_suffix('.npz')
 
@@ -28,16 +27,16 @@ def main():
     shapes.update({k: v.shape for k, v in model.state_dict().items()})
     return {
         name: torch.from_numpy(array)
-        for name, array in weights.random_state(shapes, SEED).items()
+        for name, array in weights.random_state(shapes, weights.SEED).items()
     }
 
   inception.load_state_dict_from_url = random_state
   network = inception.InceptionV3().eval()
-  fc = torch.from_numpy(weights.random_state(shapes, SEED)['fc.weight'])
+  fc = torch.from_numpy(weights.random_state(shapes, weights.SEED)['fc.weight'])
 
   outputs = {}
   for height, width in SIZES:
-    images = weights.random_images(height, width, SEED)
+    images = weights.random_images(height, width, weights.SEED)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
       features = network(x)[0][:, :, 0, 0]

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# Of the fixtures, and of the tests that compare with them.
+SEED = 1
+
 
 def random_state(shapes, seed):
   """A state dict under which activations neither vanish nor explode.
