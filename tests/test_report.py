@@ -55,6 +55,15 @@ def test_the_later_of_two_results_of_one_thing_stands(tmp_path):
   assert rows[-1] == first
 
 
+def test_bits_of_two_splits_are_two_results(tmp_path):
+  for split, bits in {'train': 2.0, 'test': 3.0}.items():
+    report.record(
+        str(tmp_path), result(1.0, bpd_split=split) | {'bpd@9': bits}
+    )
+  lines = (tmp_path / 'evaluation.jsonl').read_text().splitlines()
+  assert [json.loads(line)['bpd@9'] for line in lines] == [2.0, 3.0]
+
+
 @pytest.mark.parametrize('steps', [[20], [20, 50]])
 def test_a_curve_over_the_steps_of_the_sampler(tmp_path, steps):
   for n in steps:

@@ -19,6 +19,7 @@ _IDENTITY = (
     'num_samples',
     'data',
     'split',
+    'bpd_split',
 )
 
 # Not plotted: they are how sure another value is.
@@ -96,8 +97,10 @@ def _curves(rows, axis):
   curves = {}
   for row in rows:
     details = row['details']
-    label = label_of.format(**details)
     for name, value in _values(row).items():
+      # Bits per dimension are of a split of their own.
+      split = details['bpd_split' if name.startswith('bpd') else 'split']
+      label = label_of.format(**details | {'split': split})
       point = (details[axis], value, details['floor'].get(name))
       curves.setdefault(name, {}).setdefault(label, []).append(point)
   return curves
@@ -110,21 +113,27 @@ def _plot(path, curves, axis):
       for name, lines in curves.items()
       if lines and not name.startswith(_SPREADS)
   }
+  labels = sorted({label for lines in curves.values() for label in lines})
   columns = min(3, len(curves))
   rows = -(-len(curves) // columns)
   figure = Figure(figsize=(5 * columns, 3.5 * rows), layout='constrained')
   panels = figure.subplots(rows, columns, squeeze=False).ravel()
   for panel in panels[len(curves) :]:
     panel.set_visible(False)
+  drawn = {}
   for panel, (name, lines) in zip(panels, curves.items()):
-    for label, points in sorted(lines.items()):
+    for label, points in lines.items():
+      color = f'C{labels.index(label)}'
       x, y, floor = zip(*sorted(points, key=lambda point: point[0]))
-      (line,) = panel.plot(x, y, marker='o', label=label)
+      (drawn[label],) = panel.plot(x, y, marker='o', color=color)
       if floor[-1] is not None:
-        panel.axhline(floor[-1], linestyle=':', color=line.get_color())
+        panel.axhline(floor[-1], linestyle=':', color=color)
     panel.set(title=name, xlabel=axis)
-    panel.legend(fontsize='small')
   figure.suptitle('dotted: real images', fontsize='medium')
+  # Below all panels, where it hides no point of a curve.
+  figure.legend(
+      [drawn[label] for label in labels], labels, loc='outside lower center'
+  )
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=100)
   writers.write_file(path, file.getvalue())
