@@ -1,6 +1,6 @@
 """Installs ddpm: `pip install -e .`.
 
-Extras: `gpu`, `tensorboard`, `efficientnet`, `test`.
+Extras: `gpu`, `tensorboard`, `efficientnet`, `test`, `oracle`.
 """
 
 import os
@@ -48,6 +48,8 @@ setuptools.setup(
         'tqdm>=4.66,<5',
         # Curves of scores.
         'matplotlib>=3.8,<4',
+        # Weights to and from diffusers, as files without code in them.
+        'safetensors>=0.5,<1',
     ],
     extras_require={
         # TensorFlow with the CUDA libraries it was built for.
@@ -56,6 +58,9 @@ setuptools.setup(
         'tensorboard': ['tensorboard>=2.19,<3'],
         # For ddpm.evaluate --features=efficientnet.
         'efficientnet': [EFFICIENTNET],
+        # The independent implementation that tests/test_diffusers.py compares
+        # with. torchvision and transformers beside it must fit this torch.
+        'oracle': ['torch==2.13.0', 'diffusers>=0.35,<0.43'],
         'test': [
             # To compare it with the network that the weights are from.
             EFFICIENTNET,

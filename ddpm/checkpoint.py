@@ -224,21 +224,30 @@ def read_weights(path, layout, weights):
   Args:
     path: of a checkpoint.
     layout: `state.Layout` of the model.
-    weights: 'raw', or the decay of an average, '0.9999'.
+    weights: 'raw', or the name of an average, '0.9999' or 'power:0.05'.
 
   Returns:
     step (integer), float32 NumPy array [P].
 
   Raises:
-    UserError: a checkpoint of another model, or without that average.
+    UserError: a checkpoint of another model, or without that average, or that
+      is gone: a run that goes on removes old ones.
   """
-  reader = tf.train.load_checkpoint(path)
-  _check_layout(reader, path, layout)
-  name = 'params' if weights == 'raw' else f'ema/{weights}'
-  if not reader.has_tensor(_entry(name)):
-    raise UserError(f'{path} has no {name}')
-  step = int(reader.get_tensor(_entry('step')))
-  return step, reader.get_tensor(_entry(name))
+  try:
+    reader = tf.train.load_checkpoint(path)
+    _check_layout(reader, path, layout)
+    name = 'params' if weights == 'raw' else f'ema/{weights}'
+    if not reader.has_tensor(_entry(name)):
+      raise UserError(f'{path} has no {name}')
+    step = int(reader.get_tensor(_entry('step')))
+    return step, reader.get_tensor(_entry(name))
+  except tf.errors.OpError as e:
+    raise UserError(f'{path} cannot be read any more: {reason(e)}') from e
+
+
+def step_of(path):
+  """The step of a checkpoint, which its name tells."""
+  return int(path.rpartition('-')[2])
 
 
 def _directories(workdir):

@@ -10,10 +10,13 @@ import keras
 from ml_collections import config_dict
 import tensorflow as tf
 
+from configs import default
 from ddpm import diffusion
 from ddpm import distribute
+from ddpm import ema
 from ddpm import optimizer
 from ddpm import samplers
+from ddpm import timesteps
 from ddpm import unet
 from ddpm import writers
 from ddpm.errors import UserError
@@ -23,10 +26,10 @@ PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 # What defines the trajectory of a run, and may not change in a workdir.
 _TRAJECTORY = (
     'seed', 'precision', 'data', 'model', 'diffusion', 'optimizer', 'ema',
-    'train.batch_size',
+    'train.batch_size', 'train.label_dropout',
 )  # fmt: skip
-# Where the data lies does not change what it is.
-_NOT_TRAJECTORY = ('data.data_dir',)
+# Where the data lies does not change what it is, nor does what is kept.
+_NOT_TRAJECTORY = ('data.data_dir', 'model.remat')
 
 
 def validate(config):
@@ -41,7 +44,7 @@ def _validate(config):
   def one_of(name, choices):
     value = _field(config, name)
     if value not in choices:
-      expected = ', '.join(choices)
+      expected = ', '.join(map(str, choices))
       raise ValueError(f'{name} is {value!r}, expected one of: {expected}')
 
   def at_least(name, least):
@@ -50,10 +53,17 @@ def _validate(config):
       raise ValueError(f'{name} is {value}, expected at least {least}')
 
   one_of('precision', PRECISIONS)
+  one_of('model.resample', unet.RESAMPLES)
+  one_of('model.downsample_padding', unet.PADDINGS)
+  one_of('model.embedding_order', unet.EMBEDDING_ORDERS)
+  one_of('model.embedding_shift', (0, 1))
+  one_of('model.variant', unet.VARIANTS)
+  one_of('model.init', unet.INITS)
   one_of('diffusion.schedule', diffusion.SCHEDULES)
   one_of('diffusion.prediction', diffusion.PREDICTIONS)
   one_of('diffusion.loss', diffusion.LOSSES)
   one_of('diffusion.variance', diffusion.VARIANCES)
+  one_of('diffusion.timesteps', timesteps.SAMPLERS)
   one_of('optimizer.decay', optimizer.DECAYS)
   one_of('optimizer.clip', optimizer.CLIPS)
   one_of('sample.sampler', samplers.SAMPLERS)
@@ -64,6 +74,7 @@ def _validate(config):
       'train.steps_per_loop', 'train.log_every_steps',
       'train.checkpoint_every_steps', 'train.keep_last', 'sample.steps',
       'model.num_heads', 'model.norm_groups', 'model.patch_size',
+      'train.accumulation_steps',
   ):  # fmt: skip
     at_least(name, 1)
   for name in (
@@ -71,7 +82,8 @@ def _validate(config):
       'optimizer.clip_norm', 'model.dropout', 'model.num_classes',
       'train.num_steps', 'train.sample_every_steps', 'train.keep_every_steps',
       'train.max_skipped_steps', 'train.grace_seconds',
-      'distribute.virtual_devices',
+      'distribute.virtual_devices', 'model.head_channels',
+      'train.label_dropout', 'ema.rampup_ratio',
   ):  # fmt: skip
     at_least(name, 0)
   if not config.model.dropout < 1:
@@ -83,19 +95,56 @@ def _validate(config):
     )
   if not config.model.channel_multipliers:
     raise ValueError('model.channel_multipliers is empty, expected (1, 2), say')
-  if not config.ema.decays:
+  if not (config.ema.decays or config.ema.power_stds):
     raise ValueError('ema.decays is empty, expected at least one, (0.9999,)')
   for decay in config.ema.decays:
     if not 0 <= decay < 1:
       raise ValueError(f'ema.decays has {decay}, expected 0 to 1, 1 excluded')
+  for std in config.ema.power_stds:
+    ema.power_exponent(std)
+  _validate_process(config)
   unet.check_shapes(
       image_size=config.data.image_size,
       channels=config.model.channels,
       channel_multipliers=config.model.channel_multipliers,
       num_heads=config.model.num_heads,
+      head_channels=config.model.head_channels,
       norm_groups=config.model.norm_groups,
       patch_size=config.model.patch_size,
   )
+
+
+def _validate_process(config):
+  """What of the diffusion process goes with what."""
+  process = config.diffusion
+  for name, partner in (('prediction', 'edm'), ('timesteps', 'lognormal')):
+    if (process.schedule == 'edm') != (process[name] == partner):
+      raise ValueError(
+          f'diffusion.schedule is {process.schedule!r} and diffusion.{name}'
+          f' {process[name]!r}: the schedule edm and the {name} {partner} go'
+          ' together'
+      )
+  bound = process.loss in ('vlb', 'hybrid')
+  if bound and process.schedule == 'edm':
+    raise ValueError(
+        f'diffusion.loss is {process.loss!r}, which the schedule edm does not'
+        ' have: expected simple or min_snr'
+    )
+  learned = process.variance == 'learned_range'
+  if learned and not bound or process.loss == 'hybrid' and not learned:
+    raise ValueError(
+        f'diffusion.variance is {process.variance!r} and diffusion.loss'
+        f' {process.loss!r}: learned_range is learned by the losses hybrid and'
+        ' vlb, and hybrid needs it'
+    )
+  dropout = config.train.label_dropout
+  if dropout and not config.model.num_classes:
+    raise ValueError(
+        f'train.label_dropout is {dropout}, but the model has no classes: set'
+        ' model.num_classes'
+    )
+  if not dropout < 1:
+    raise ValueError(f'train.label_dropout is {dropout}, expected < 1')
 
 
 def build_model(config):
@@ -108,19 +157,46 @@ def build_model(config):
     return unet.UNet(
         image_size=config.data.image_size,
         dtype=config.precision,
+        null_class=config.train.label_dropout > 0,
+        learned_variance=config.diffusion.variance == 'learned_range',
         **config.model,
     )
 
 
 def build_diffusion(config):
   """The diffusion process of a config."""
+  process = config.diffusion
+  if process.schedule == 'edm':
+    return diffusion.EDM(
+        sigma_min=process.sigma_min,
+        sigma_max=process.sigma_max,
+        rho=process.rho,
+        sigma_data=process.sigma_data,
+        variance=process.variance,
+        num_timesteps=process.num_timesteps,
+    )
   betas = diffusion.betas_for(
-      config.diffusion.schedule,
-      config.diffusion.num_timesteps,
-      beta_start=config.diffusion.beta_start,
-      beta_end=config.diffusion.beta_end,
+      process.schedule,
+      process.num_timesteps,
+      beta_start=process.beta_start,
+      beta_end=process.beta_end,
   )
-  return diffusion.Diffusion(betas, prediction=config.diffusion.prediction)
+  return diffusion.Diffusion(
+      betas,
+      prediction=process.prediction,
+      variance=process.variance,
+      rescale_timesteps=process.rescale_timesteps,
+  )
+
+
+def build_timesteps(config):
+  """How a config chooses noise levels in training."""
+  process = config.diffusion
+  if process.timesteps == 'lognormal':
+    return timesteps.LogNormal(process.log_sigma_mean, process.log_sigma_std)
+  if process.timesteps == 'loss_second_moment':
+    return timesteps.LossSecondMoment(process.num_timesteps)
+  return timesteps.Uniform(process.num_timesteps)
 
 
 def save(config, workdir):
@@ -134,7 +210,8 @@ def load(workdir):
   """Reads WORKDIR/config.json.
 
   Returns:
-    A locked ConfigDict, or None if the workdir has none.
+    A locked ConfigDict, or None if the workdir has none. A knob that is newer
+    than the file has its default, which is what the run had.
 
   Raises:
     UserError: the file is not a config.
@@ -145,8 +222,10 @@ def load(workdir):
   try:
     with tf.io.gfile.GFile(path) as f:
       fields = json.loads(f.read(), object_hook=_lists_to_tuples)
-    return config_dict.ConfigDict(fields).lock()
-  except ValueError as e:
+    config = default.get_config().lock()
+    config.update(fields)
+    return config
+  except (ValueError, TypeError, KeyError) as e:
     raise UserError(f'{path} is not a config: {e}') from e
 
 

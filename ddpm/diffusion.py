@@ -1,21 +1,58 @@
-"""The diffusion process: schedules, q(x_t | x_0), posterior and losses.
+"""The diffusion process: noise levels, q(x_t | x_0), posterior and losses.
 
-Equation numbers are those of Ho, Jain and Abbeel 2020, "Denoising diffusion
-probabilistic models". Timesteps t are integers in [0, T): t here is the
-paper's t - 1, so `alphas_cumprod[t]` is its \\bar\\alpha_{t+1}.
+Two processes noise an image, x_t = alpha_t x_0 + sigma_t noise:
+
+  Diffusion  T levels, alpha^2 + sigma^2 = 1 (Ho, Jain and Abbeel 2020)
+  EDM        any level, alpha = 1 (Karras et al. 2022)
+
+What follows from alpha and sigma alone is shared. Equation numbers are those
+of Ho et al. 2020, "Denoising diffusion probabilistic models", unless another
+paper is named. Timesteps t are integers in [0, T): t here is the paper's t - 1,
+so `alphas_cumprod[t]` is its \\bar\\alpha_{t+1}.
 
 Coefficients are computed once in float64 NumPy and cast when used.
 
-Shapes: images, noise and predictions are float32 [B, H, W, C]; t is int32 [B].
+Shapes: images, noise and predictions are float32 [B, H, W, C]; t is [B], int32
+timesteps for `Diffusion` and float32 sigmas for `EDM`.
 """
+
+import typing
 
 import numpy as np
 import tensorflow as tf
 
-SCHEDULES = ('linear', 'cosine')
-PREDICTIONS = ('eps', 'x0', 'v')
-LOSSES = ('simple',)
-VARIANCES = ('fixedlarge', 'fixedsmall')
+SCHEDULES = ('linear', 'cosine', 'edm')
+PREDICTIONS = ('eps', 'x0', 'v', 'edm')
+LOSSES = ('simple', 'min_snr', 'vlb', 'hybrid')
+VARIANCES = ('fixedlarge', 'fixedsmall', 'learned_range')
+
+
+class Level(typing.NamedTuple):
+  """How noisy images are.
+
+  Attributes:
+    alpha: [B, 1, 1, 1] or [], the share of the image.
+    sigma: the same, standard deviation of the noise.
+    time: [B], what the network is told of it.
+  """
+
+  alpha: tf.Tensor
+  sigma: tf.Tensor
+  time: tf.Tensor
+
+
+class Steps(typing.NamedTuple):
+  """The levels that a sampler goes through, noisiest first.
+
+  Attributes:
+    alpha, sigma, time: float64 NumPy arrays [N], as in `Level`.
+    t: int64 NumPy array [N], numbers of the levels, falling.
+  """
+
+  alpha: np.ndarray
+  sigma: np.ndarray
+  time: np.ndarray
+  t: np.ndarray
 
 
 def betas_for(schedule, num_timesteps, *, beta_start, beta_end):
@@ -38,122 +75,269 @@ def betas_for(schedule, num_timesteps, *, beta_start, beta_end):
     t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alphas_cumprod = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
-  raise ValueError(f'schedule is {schedule!r}, expected one of {SCHEDULES}')
+  raise ValueError(f'schedule is {schedule!r}, expected linear or cosine')
 
 
-class Diffusion:
-  """A forward process, and what the network predicts of it.
+def timesteps_for(num_timesteps, steps):
+  """Evenly spaced timesteps, from T - 1 down to 0 (Nichol and Dhariwal 2021).
+
+  Args:
+    num_timesteps: T.
+    steps: how many, 1 to T. One step is T - 1 alone.
+
+  Returns:
+    int64 NumPy array [steps], falling.
+
+  Raises:
+    ValueError: steps out of range.
+  """
+  if not 1 <= steps <= num_timesteps:
+    raise ValueError(f'steps is {steps}, expected 1 to {num_timesteps}')
+  return np.round(np.linspace(num_timesteps - 1, 0, steps)).astype(np.int64)
+
+
+def posterior(alpha_t, sigma_t, alpha_s, sigma_s):
+  """Coefficients of q(x_s | x_t, x_0), equations 6 and 7, for any s before t.
+
+  With s = t - 1 these are the paper's. A longer stride is as in Nichol and
+  Dhariwal 2021, section 3.4; any alpha and sigma, as in Kingma et al. 2021,
+  "Variational diffusion models", appendix A.
+
+  Args:
+    alpha_t: float64 NumPy array [N], of the noisier levels.
+    sigma_t: the same.
+    alpha_s: of the levels before them; 1 for clean images.
+    sigma_s: the same; 0 for clean images.
+
+  Returns:
+    Dict of float64 arrays [N]: the mean is coef_x0 * x_0 + coef_xt * x_t,
+    'beta' is the forward variance of the stride, 'variance' the posterior's.
+  """
+  alpha = alpha_t / alpha_s
+  beta = sigma_t**2 - (alpha * sigma_s) ** 2
+  return {
+      'coef_x0': alpha_s * beta / sigma_t**2,
+      'coef_xt': alpha * (sigma_s / sigma_t) ** 2,
+      'beta': beta,
+      'variance': beta * (sigma_s / sigma_t) ** 2,
+  }
+
+
+class _Process:
+  """What is known of a process from its levels' alpha and sigma.
+
+  Attributes:
+    prediction: what the network's output means, one of PREDICTIONS.
+    variance: of the steps back, one of VARIANCES.
+    num_timesteps: T, the most steps that a sampler may take.
+  """
+
+  # Standard deviation of the data that 'edm' scales by.
+  sigma_data = 0.5
+
+  def level(self, t):
+    """The `Level` of each image, from its t."""
+    raise NotImplementedError
+
+  def q_sample(self, x0, t, noise):
+    """Draws from q(x_t | x_0), equation 4: x_t for the given noise."""
+    level = self.level(t)
+    return level.alpha * x0 + level.sigma * noise
+
+  def network_output(self, network, xt, level):
+    """Asks a network, function (x, time) -> [B, H, W, C] or, with a learned
+    variance, [B, H, W, 2C]. For 'edm' its input is scaled by c_in (Karras et
+    al. 2022, table 1)."""
+    if self.prediction == 'edm':
+      xt = xt / tf.sqrt(level.sigma**2 + self.sigma_data**2)
+    return network(xt, level.time)
+
+  def target(self, x0, level, noise):
+    """What the network is to predict, given x_0 and the noise."""
+    alpha, sigma = level.alpha, level.sigma
+    if self.prediction == 'eps':
+      return noise
+    if self.prediction == 'x0':
+      return x0
+    if self.prediction == 'v':
+      return alpha * noise - sigma * x0
+    # (x_0 - c_skip x_t) / c_out, with c_skip and c_out put in.
+    data, total = self.sigma_data, tf.sqrt(sigma**2 + self.sigma_data**2)
+    return sigma / (data * total) * x0 - data / total * noise
+
+  def predict_x0(self, xt, level, output):
+    """x_0 from x_t and the network's output; equation 15 for 'eps'."""
+    prediction, _ = self._split(output)
+    alpha, sigma = level.alpha, level.sigma
+    if self.prediction == 'eps':
+      return (xt - sigma * prediction) / alpha
+    if self.prediction == 'x0':
+      return prediction
+    if self.prediction == 'v':
+      return alpha * xt - sigma * prediction
+    data, total = self.sigma_data, sigma**2 + self.sigma_data**2
+    return data**2 / total * xt + sigma * data / tf.sqrt(total) * prediction
+
+  def variance_share(self, output):
+    """Where a learned log-variance lies, from the posterior's, 0, to beta's, 1
+    (Nichol and Dhariwal 2021, equation 15): [B, H, W, C]."""
+    return (self._split(output)[1] + 1.0) / 2.0
+
+  def _split(self, output):
+    if self.variance == 'learned_range':
+      return tf.split(output, 2, axis=-1)
+    return output, None
+
+  def losses(self, network, x0, t, noise, *, loss, min_snr_gamma=5.0):
+    """The training loss of each image.
+
+    - simple: L_simple, equation 14, the squared error of what the network
+      predicts, averaged over an image. For 'edm' this is the loss of Karras et
+      al. 2022 with its weight, but for a constant (a mean, theirs is a sum).
+    - min_snr: the same, of x_0, weighted by min(SNR, gamma) (Hang et al. 2023).
+    - vlb: T times the bound's term at t, in bits a dimension.
+    - hybrid: simple + vlb / 1000, where the bound moves the variance alone
+      (Nichol and Dhariwal 2021, equation 16; 1000 is their code's).
+
+    Args:
+      network: as for `network_output`.
+      x0: images.
+      t: their levels.
+      noise: as x0.
+      loss: one of LOSSES.
+      min_snr_gamma: gamma of min_snr.
+
+    Returns:
+      Dict of float32 [B], 'loss' first, named by `loss_terms`.
+    """
+    level = self.level(t)
+    xt = level.alpha * x0 + level.sigma * noise
+    output = self.network_output(network, xt, level)
+    if loss == 'vlb':
+      term = self.vlb_term(x0, xt, t, output, clip=False)
+      return {'loss': self.num_timesteps * term}
+    prediction, share = self._split(output)
+    error = tf.square(self.target(x0, level, noise) - prediction)
+    mse = tf.reduce_mean(error, axis=[1, 2, 3])
+    if loss == 'simple':
+      return {'loss': mse}
+    if loss == 'min_snr':
+      return {'loss': mse * self._min_snr_weight(level, min_snr_gamma)}
+    output = tf.concat([tf.stop_gradient(prediction), share], axis=-1)
+    vb = self.vlb_term(x0, xt, t, output, clip=False)
+    vb *= self.num_timesteps / 1000.0
+    return {'loss': mse + vb, 'mse': mse, 'vb': vb}
+
+  def _min_snr_weight(self, level, gamma):
+    """min(SNR, gamma) over what the network's own error already weighs."""
+    snr = tf.reshape(tf.square(level.alpha / level.sigma), [-1])
+    weight = tf.minimum(snr, gamma)
+    if self.prediction == 'eps':
+      return weight / snr
+    if self.prediction == 'v':
+      return weight / (snr + 1.0)
+    if self.prediction == 'edm':
+      return weight / (snr + 1.0 / self.sigma_data**2)
+    return weight
+
+
+class Diffusion(_Process):
+  """A forward process of T steps, and what the network predicts of it.
 
   Args:
     betas: float64 [T], from `betas_for`.
     prediction: what the network's output means: 'eps' (the noise), 'x0', or
       'v' = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022).
+    variance: of the steps back: 'fixedlarge' (beta_t), 'fixedsmall' (the
+      posterior's), or 'learned_range', between the two (Nichol and Dhariwal 2021).
+    rescale_timesteps: whether the network is told t * 1000 / T, not t (as in
+      Nichol and Dhariwal's code).
   """
 
-  def __init__(self, betas, *, prediction='eps'):
-    if prediction not in PREDICTIONS:
+  def __init__(
+      self,
+      betas,
+      *,
+      prediction='eps',
+      variance='fixedlarge',
+      rescale_timesteps=False,
+  ):
+    if prediction not in PREDICTIONS or prediction == 'edm':
       raise ValueError(
-          f'prediction is {prediction!r}, expected one of {PREDICTIONS}'
+          f'prediction is {prediction!r}, expected eps, x0 or v (edm goes with'
+          ' the schedule edm)'
       )
+    if variance not in VARIANCES:
+      raise ValueError(f'variance is {variance!r}, expected one of {VARIANCES}')
     self.prediction = prediction
+    self.variance = variance
     self.num_timesteps = len(betas)
+    self.prior_sigma = 1.0
     self.betas = betas
     self.alphas_cumprod = np.cumprod(1.0 - betas)
+    self._alphas = np.sqrt(self.alphas_cumprod)
+    self._sigmas = np.sqrt(1.0 - self.alphas_cumprod)
+    scale = 1000.0 / len(betas) if rescale_timesteps else 1.0
+    self._times = scale * np.arange(len(betas))
 
-  def q_sample(self, x0, t, noise):
-    """Draws from q(x_t | x_0), equation 4: x_t for the given noise."""
-    alpha, sigma = self._alpha_sigma(t)
-    return alpha * x0 + sigma * noise
+  def level(self, t):
+    return Level(
+        _gather(self._alphas, t),
+        _gather(self._sigmas, t),
+        tf.gather(tf.constant(self._times, tf.float32), t),
+    )
 
-  def target(self, x0, t, noise):
-    """What the network is to predict, given x_0 and the noise."""
-    alpha, sigma = self._alpha_sigma(t)
-    if self.prediction == 'eps':
-      return noise
-    if self.prediction == 'x0':
-      return x0
-    return alpha * noise - sigma * x0
-
-  def simple_loss(self, x0, t, noise, output):
-    """L_simple, equation 14: the squared error, averaged over an image.
-
-    Returns:
-      float32 [B].
-    """
-    error = tf.square(self.target(x0, t, noise) - output)
-    return tf.reduce_mean(error, axis=[1, 2, 3])
-
-  def predict_x0(self, xt, t, output):
-    """x_0 from x_t and the network's output; equation 15 for 'eps'."""
-    alpha, sigma = self._alpha_sigma(t)
-    if self.prediction == 'eps':
-      return (xt - sigma * output) / alpha
-    if self.prediction == 'x0':
-      return output
-    return alpha * xt - sigma * output
+  def steps(self, number):
+    """The `Steps` of a sampler: evenly spaced timesteps."""
+    t = timesteps_for(self.num_timesteps, number)
+    return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
 
   def posterior(self, t, s):
-    """Coefficients of q(x_s | x_t, x_0), equations 6 and 7, for any s < t.
+    """`posterior` of timesteps: int NumPy arrays [N], s = -1 for clean."""
+    return posterior(
+        self._alphas[t],
+        self._sigmas[t],
+        np.where(s >= 0, self._alphas[s], 1.0),
+        np.where(s >= 0, self._sigmas[s], 0.0),
+    )
 
-    With s = t - 1 these are the paper's. Over a longer stride alpha_t is the
-    ratio of the cumulative products (Nichol and Dhariwal 2021, section 3.4).
-
-    Args:
-      t: int NumPy array [N] of timesteps.
-      s: int NumPy array [N] of earlier ones, -1 for clean images.
-
-    Returns:
-      Dict of float64 arrays [N]: the mean is coef_x0 * x_0 + coef_xt * x_t,
-      'beta' is the forward variance of the stride, 'variance' the posterior's.
-    """
-    abar_t = self.alphas_cumprod[t]
-    abar_s = np.where(s >= 0, self.alphas_cumprod[s], 1.0)
-    alpha = abar_t / abar_s
-    beta = 1.0 - alpha
-    return {
-        'coef_x0': np.sqrt(abar_s) * beta / (1.0 - abar_t),
-        'coef_xt': np.sqrt(alpha) * (1.0 - abar_s) / (1.0 - abar_t),
-        'beta': beta,
-        'variance': beta * (1.0 - abar_s) / (1.0 - abar_t),
-    }
-
-  def vlb_term(self, x0, xt, t, output, *, variance):
+  def vlb_term(self, x0, xt, t, output, *, clip=True):
     """One term of the variational bound, equation 5, in bits a dimension.
 
     L_{t-1}, the divergence of the model's step from the posterior; for t = 0
-    L_0, the negative log-likelihood of the decoder of equation 13. As in Ho's
-    code the network's guess of x_0 is clipped to [-1, 1].
+    L_0, the negative log-likelihood of the decoder of equation 13.
 
     Args:
       x0: images in [-1, 1], of 256 levels.
       xt: a draw from q(x_t | x_0).
       t: timesteps.
       output: of the network, for xt and t.
-      variance: of the model's steps, one of VARIANCES.
+      clip: whether to clip the guess of x_0 to [-1, 1], as Ho's code does when
+        it measures.
 
     Returns:
       float32 [B].
     """
     steps = np.arange(self.num_timesteps)
-    posterior = self.posterior(steps, steps - 1)
+    coef = self.posterior(steps, steps - 1)
     # The posterior's variance at t = 0 is 0: the next one stands in for it.
-    log_posterior = np.log(np.maximum(
-        posterior['variance'], posterior['variance'][1]
-    ))  # fmt: skip
-    log_model = {
-        'fixedlarge': np.log(
-            np.append(posterior['variance'][1], self.betas[1:])
-        ),
-        'fixedsmall': log_posterior,
-    }[variance]
-    coef_x0 = _gather(posterior['coef_x0'], t)
-    coef_xt = _gather(posterior['coef_xt'], t)
-    log_posterior, log_model = _gather(log_posterior, t), _gather(log_model, t)
+    log_posterior = np.log(np.maximum(coef['variance'], coef['variance'][1]))
+    if self.variance == 'fixedlarge':
+      log_model = _gather(np.append(log_posterior[0], np.log(self.betas[1:])), t)
+    elif self.variance == 'fixedsmall':
+      log_model = _gather(log_posterior, t)
+    else:
+      share = self.variance_share(output)
+      log_model = share * _gather(np.log(self.betas), t)
+      log_model += (1.0 - share) * _gather(log_posterior, t)
+    coef_x0, coef_xt = _gather(coef['coef_x0'], t), _gather(coef['coef_xt'], t)
 
-    guess = tf.clip_by_value(self.predict_x0(xt, t, output), -1.0, 1.0)
+    guess = self.predict_x0(xt, self.level(t), output)
+    if clip:
+      guess = tf.clip_by_value(guess, -1.0, 1.0)
     mean = coef_x0 * guess + coef_xt * xt
     divergence = _normal_kl(
-        coef_x0 * x0 + coef_xt * xt, log_posterior, mean, log_model
+        coef_x0 * x0 + coef_xt * xt, _gather(log_posterior, t), mean, log_model
     )
     decoder = -_discretized_log_likelihood(x0, mean, 0.5 * log_model)
     term = tf.where(tf.reshape(t, [-1, 1, 1, 1]) == 0, decoder, divergence)
@@ -169,11 +353,61 @@ class Diffusion:
     divergence = _normal_kl(np.sqrt(abar) * x0, np.log(1.0 - abar), 0.0, 0.0)
     return tf.reduce_mean(divergence, axis=[1, 2, 3]) / np.log(2.0)
 
-  def _alpha_sigma(self, t):
-    """sqrt(abar_t) and sqrt(1 - abar_t), each float32 [B, 1, 1, 1]."""
-    alpha = _gather(np.sqrt(self.alphas_cumprod), t)
-    sigma = _gather(np.sqrt(1.0 - self.alphas_cumprod), t)
-    return alpha, sigma
+
+class EDM(_Process):
+  """The process of Karras et al. 2022: x = x_0 + sigma noise, any sigma.
+
+  The network's part in x_0 is weighed by sigma: their preconditioning.
+
+  Args:
+    sigma_min: of a sampler's last step.
+    sigma_max: of its first.
+    rho: how much a sampler's steps crowd at low sigma (their equation 5).
+    sigma_data: standard deviation of the data.
+    variance: of the ancestral sampler, 'fixedlarge' or 'fixedsmall'.
+    num_timesteps: the most steps that a sampler may take.
+  """
+
+  def __init__(
+      self,
+      *,
+      sigma_min=0.002,
+      sigma_max=80.0,
+      rho=7.0,
+      sigma_data=0.5,
+      variance='fixedsmall',
+      num_timesteps=1000,
+  ):
+    self.prediction = 'edm'
+    self.variance = variance
+    self.num_timesteps = num_timesteps
+    self.prior_sigma = sigma_max
+    self.sigma_data = sigma_data
+    self._sigma_min = sigma_min
+    self._rho = rho
+
+  def level(self, t):
+    sigma = tf.reshape(t, [-1, 1, 1, 1])
+    return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
+
+  def steps(self, number):
+    """The `Steps` of a sampler, equation 5 of Karras et al. 2022."""
+    if not 1 <= number <= self.num_timesteps:
+      raise ValueError(
+          f'steps is {number}, expected 1 to {self.num_timesteps}'
+      )
+    done = np.linspace(0.0, 1.0, number)
+    first, last = (
+        sigma ** (1.0 / self._rho) for sigma in (self.prior_sigma, self._sigma_min)
+    )
+    sigma = (first + done * (last - first)) ** self._rho
+    t = np.arange(number)[::-1]
+    return Steps(np.ones(number), sigma, np.log(sigma) / 4.0, t)
+
+
+def loss_terms(loss):
+  """Names of what `losses` gives: 'loss', and the parts of a hybrid one."""
+  return ('loss', 'mse', 'vb') if loss == 'hybrid' else ('loss',)
 
 
 def _gather(table, t):

@@ -75,13 +75,19 @@ _INCEPTION_WEIGHTS = flags.DEFINE_string(
     'inception_weights', None, 'File of --features=inception.'
 )
 _SAMPLER = flags.DEFINE_string(
-    'sampler', None, 'ancestral or ddim; by default what the config says.'
+    'sampler',
+    None,
+    'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
 )
 _STEPS = flags.DEFINE_integer(
     'steps', None, 'Steps of the sampler; by default what the config says.'
 )
 _WEIGHTS = flags.DEFINE_string(
-    'weights', 'ema', 'ema (the first of ema.decays) or raw.'
+    'weights',
+    'ema',
+    'ema (the first average of the run); ema:DECAY or power:STD, another that'
+    ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
+    ' or raw.',
 )
 _OUT = flags.DEFINE_string(
     'out', None, "JSON file for the result; of several, the last one's."
@@ -199,6 +205,11 @@ def _score_run(metrics):
   )
   bits = None
   if 'bpd' in metrics:
+    if config.diffusion.schedule == 'edm':
+      raise UserError(
+          '--metrics=bpd is of a process of T steps, which the schedule edm'
+          ' does not have'
+      )
     bpd_split = _SPLIT.value or 'test'
     bits = likelihood.Bits(
         run_,

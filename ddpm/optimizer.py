@@ -8,7 +8,7 @@ import math
 
 import tensorflow as tf
 
-DECAYS = ('constant', 'cosine', 'linear')
+DECAYS = ('constant', 'cosine', 'linear', 'inverse_sqrt')
 CLIPS = ('global', 'per_replica')
 
 # The dynamic loss scale of Micikevicius et al. 2018, with the constants of
@@ -24,8 +24,9 @@ def learning_rate(step, *, base, warmup_steps, decay, decay_steps):
     step: integer tensor, steps done so far.
     base: highest rate.
     warmup_steps: steps until the warm-up ends; 0 for none.
-    decay: 'constant', 'cosine' or 'linear', to 0 at decay_steps.
-    decay_steps: steps until the rate is 0.
+    decay: 'constant'; 'cosine' or 'linear', to 0 at decay_steps; or
+      'inverse_sqrt', from decay_steps on, as in EDM2 (Karras et al. 2024).
+    decay_steps: steps until the rate is 0, or until it begins to fall.
 
   Returns:
     float32 scalar.
@@ -36,6 +37,8 @@ def learning_rate(step, *, base, warmup_steps, decay, decay_steps):
     rate *= tf.minimum(step / warmup_steps, 1.0)
   if decay == 'constant':
     return rate
+  if decay == 'inverse_sqrt':
+    return rate / tf.sqrt(tf.maximum(step / decay_steps, 1.0))
   done = tf.minimum(step / decay_steps, 1.0)
   if decay == 'linear':
     return rate * (1.0 - done)

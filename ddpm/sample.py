@@ -35,7 +35,21 @@ _SEEDS = flags.DEFINE_string(
     'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
 )
 _SAMPLER = flags.DEFINE_string(
-    'sampler', None, 'ancestral or ddim; by default what the config says.'
+    'sampler',
+    None,
+    'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
+)
+_ETA = flags.DEFINE_float(
+    'eta', 0.0, "Noise of ddim: 0 for none, 1 for ancestral's."
+)
+_GUIDANCE = flags.DEFINE_float(
+    'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
+)
+_LABELS = flags.DEFINE_string(
+    'labels',
+    'all',
+    'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
+    ' seed mod the number of classes.',
 )
 _STEPS = flags.DEFINE_integer(
     'steps', None, 'Steps of the sampler; by default what the config says.'
@@ -43,7 +57,11 @@ _STEPS = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images drawn at once.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
 _WEIGHTS = flags.DEFINE_string(
-    'weights', 'ema', 'ema (the first of ema.decays) or raw.'
+    'weights',
+    'ema',
+    'ema (the first average of the run); ema:DECAY or power:STD, another that'
+    ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
+    ' or raw.',
 )
 
 
@@ -62,6 +80,11 @@ def main():
       _SAMPLER.value,
       _STEPS.value,
       batch_size=min(_BATCH_SIZE.value, len(seeds)),
+      guidance=_GUIDANCE.value,
+      eta=_ETA.value,
+  )
+  labels = parse_labels(
+      _LABELS.value, seeds, trained_run.config.model.num_classes
   )
   step, weights, params = trained_run.weights(path, _WEIGHTS.value)
   with writing(f'--outdir {outdir}'):
@@ -73,14 +96,14 @@ def main():
   images = []
   # The bar is silent where there is no terminal.
   with tqdm.tqdm(total=len(seeds), unit='image', disable=None) as bar:
-    for batch in draw(params, seeds):
+    for batch in draw(params, seeds, labels):
       images.append(batch)
       bar.update(len(batch))
   images = np.concatenate(images)
 
   arrays = {'images': images, 'seeds': seeds}
   if trained_run.config.model.num_classes:
-    arrays['labels'] = draw.labels(seeds)
+    arrays['labels'] = labels
   file = io.BytesIO()
   np.savez_compressed(file, **arrays)
   writers.write_file(os.path.join(outdir, 'samples.npz'), file.getvalue())
@@ -92,6 +115,9 @@ def main():
       'weights': weights,
       'sampler': draw.name,
       'steps': draw.steps,
+      'eta': _ETA.value,
+      'guidance': _GUIDANCE.value,
+      'labels': _LABELS.value,
       'seeds': _SEEDS.value,
       'num_images': len(seeds),
       'config': trained_run.config.to_dict(),
@@ -129,6 +155,29 @@ def parse_seeds(text):
   if len(np.unique(seeds)) < len(seeds):
     raise UserError(f'--seeds {text!r} names a seed twice')
   return seeds
+
+
+def parse_labels(text, seeds, num_classes):
+  """The class of each seed: int32 array [N].
+
+  Raises:
+    UserError: not of the form that --labels takes, or not a class.
+  """
+  if text == 'all':
+    return (seeds % max(num_classes, 1)).astype(np.int32)
+  if not num_classes:
+    raise UserError(f'--labels is {text!r}, but the model has no classes')
+  try:
+    classes = np.array([int(part) for part in text.split(',')])
+  except ValueError as e:
+    raise UserError(
+        f'--labels is {text!r}, expected all, or classes such as 3 or 3,1,4'
+    ) from e
+  if classes.min() < 0 or classes.max() >= num_classes:
+    raise UserError(
+        f'--labels is {text!r}, expected classes from 0 to {num_classes - 1}'
+    )
+  return np.resize(classes, len(seeds)).astype(np.int32)
 
 
 if __name__ == '__main__':

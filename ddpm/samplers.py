@@ -1,21 +1,24 @@
 """The reverse process: from noise to images, as one loop of tensors.
 
-A sampler is a table of coefficients, one row a step, made in float64; the loop
-is the same for all. The step from t to s is
+A sampler is a table of coefficients, one row for each time that the network
+is asked, made in float64; the loop is the same for all. It carries x and a
+memory m, and a row says
 
-  x_s = coef_x0 * x_0 + coef_xt * x_t + coef_noise * z,   z ~ N(0, I)
+  x' = x_x0 * x_0 + x_x * x + x_m * m + noise * z,   z ~ N(0, I)
+  m' = m_x0 * x_0 + m_x * x
 
-where x_0 is the network's guess, clipped to [-1, 1] as Ho's code does, and z
-depends on the image's own key and on t alone.
+where x_0 is the network's guess, clipped to [-1, 1] as Ho's code does (but for
+'heun', as Karras et al.), and z depends on the image's own key and on t alone.
 """
 
 import numpy as np
 import tensorflow as tf
 
+from ddpm import diffusion as diffusion_lib
 from ddpm import parallel
 from ddpm import rng
 
-SAMPLERS = ('ancestral', 'ddim')
+SAMPLERS = ('ancestral', 'ddim', 'dpmpp_2m', 'heun')
 
 
 class Sampler:
@@ -28,10 +31,11 @@ class Sampler:
   Args:
     model: `unet.UNet`.
     layout: its `state.Layout`.
-    diffusion: `diffusion.Diffusion`.
+    diffusion: of `diffusion`, the process.
     sampler: one of SAMPLERS.
     steps: steps of the reverse process, 1 to T.
-    variance: of the ancestral sampler.
+    guidance: scale of classifier-free guidance; 1 for none.
+    eta: of ddim.
     batch_size: images that are drawn at once, on each replica.
     jit_compile: whether to compile with XLA.
     stop: scalar, or variable of one, on the host: where it is not 0 the loop
@@ -47,30 +51,30 @@ class Sampler:
       *,
       sampler,
       steps,
-      variance,
       batch_size,
       jit_compile,
+      guidance=1.0,
+      eta=0.0,
       stop=0.0,
       strategy=None,
   ):
-    timesteps = timesteps_for(diffusion.num_timesteps, steps)
-    table = coefficients(
-        diffusion, timesteps, sampler=sampler, variance=variance
-    )
+    rows = table(diffusion, diffusion.steps(steps), sampler=sampler, eta=eta)
     self.name = sampler
     self.steps = steps
     self._num_classes = model.num_classes
 
     def draw(params, seeds, labels):
-      return sample(
-          bind(model, layout, params, labels),
-          diffusion,
-          timesteps,
-          table,
-          keys=rng.key(seeds),
-          image_shape=model.image_shape,
-          jit_compile=jit_compile,
-          stop=stop,
+      return to_images(
+          sample(
+              bind(model, layout, params, labels, guidance=guidance),
+              diffusion,
+              rows,
+              keys=rng.key(seeds),
+              image_shape=model.image_shape,
+              clip=sampler != 'heun',
+              jit_compile=jit_compile,
+              stop=stop,
+          )
       )
 
     self._draw = parallel.Batched(
@@ -81,21 +85,23 @@ class Sampler:
     """The classes drawn for some seeds: seed mod num_classes; 0 without."""
     return (seeds % max(self._num_classes, 1)).astype(np.int32)
 
-  def __call__(self, params, seeds):
+  def __call__(self, params, seeds, labels=None):
     """Draws an image for each seed, in batches.
 
     Args:
       params: float32 [P], weights of the model.
       seeds: int64 NumPy array [N], not negative.
+      labels: int32 NumPy array [N], classes; None for `self.labels(seeds)`.
 
     Yields:
       uint8 NumPy arrays [n, H, W, C], in the order of the seeds. An image
-      depends on its own seed alone.
+      depends on its own seed and label alone.
     """
-    yield from self._draw(params, seeds, self.labels(seeds))
+    labels = self.labels(seeds) if labels is None else labels
+    yield from self._draw(params, seeds, labels)
 
 
-def bind(model, layout, params, labels):
+def bind(model, layout, params, labels, *, guidance=1.0):
   """A network with its weights and its batch's labels.
 
   Args:
@@ -103,134 +109,217 @@ def bind(model, layout, params, labels):
     layout: its `state.Layout`.
     params: float32 [P].
     labels: int32 [B]; not looked at where the model has no classes.
+    guidance: scale s of classifier-free guidance (Ho and Salimans 2021, whose
+      w is s - 1): none + s (class - none); 1 for none of it. A model with a
+      null class alone knows 'none'.
 
   Returns:
-    Function (x float32 [B, H, W, C], t int32 [B]) -> output, of x's shape.
+    Function (x float32 [B, H, W, C], time [B]) -> the model's output.
   """
   weights = layout.split(params)
 
-  def network(x, t):
-    output, _ = model.stateless_call(
-        weights, [], x, t, labels=labels if model.num_classes else None
-    )
+  def ask(x, time, labels):
+    output, _ = model.stateless_call(weights, [], x, time, labels=labels)
     return output
+
+  def network(x, time):
+    if not model.num_classes:
+      return ask(x, time, None)
+    if guidance == 1.0:
+      return ask(x, time, labels)
+    none = tf.fill(tf.shape(labels), model.num_classes)
+    output = ask(
+        tf.concat([x, x], 0),
+        tf.concat([time, time], 0),
+        tf.concat([labels, none], 0),
+    )
+    given, none = tf.split(output, 2)
+    # A learned variance, the channels after the image's, is the class's.
+    channels = x.shape[-1]
+    guided = none + guidance * (given - none)
+    return tf.concat([guided[..., :channels], given[..., channels:]], -1)
 
   return network
 
 
-def timesteps_for(num_timesteps, steps):
-  """Evenly spaced timesteps, from T - 1 down to 0 (Nichol and Dhariwal 2021).
-
-  Args:
-    num_timesteps: T.
-    steps: how many, 1 to T. One step is T - 1 alone.
-
-  Returns:
-    int64 NumPy array [steps], falling.
-
-  Raises:
-    ValueError: steps out of range.
-  """
-  if not 1 <= steps <= num_timesteps:
-    raise ValueError(f'steps is {steps}, expected 1 to {num_timesteps}')
-  return np.round(np.linspace(num_timesteps - 1, 0, steps)).astype(np.int64)
-
-
-def coefficients(diffusion, timesteps, *, sampler, variance='fixedlarge'):
+def table(diffusion, steps, *, sampler, eta=0.0):
   """The table of a sampler.
 
   Args:
-    diffusion: `diffusion.Diffusion`.
-    timesteps: int NumPy array [N], falling.
-    sampler: 'ancestral', equations 6 and 7 of Ho et al. 2020, or 'ddim',
-      equation 12 of Song et al. 2021 with eta = 0.
-    variance: of the ancestral step: 'fixedlarge' (beta_t) or 'fixedsmall'
-      (the posterior's).
+    diffusion: of `diffusion`, the process.
+    steps: its `diffusion.Steps`, N of them.
+    sampler: 'ancestral', equations 6 and 7 of Ho et al. 2020, with the
+      process's variance; 'ddim', equation 12 of Song et al. 2021; 'dpmpp_2m',
+      algorithm 2 of Lu et al. 2022, "DPM-Solver++"; 'heun', algorithm 1 of
+      Karras et al. 2022, which asks the network 2 N - 1 times.
+    eta: of ddim, 0 for no noise, 1 for the posterior's.
 
   Returns:
-    Dict of float64 arrays [N]: coef_x0, coef_xt, coef_noise. The last step
-    adds no noise.
+    Dict of NumPy arrays [rows], float64 but for the number 't': the levels'
+    alpha, sigma and time, and the coefficients of the loop; with a learned
+    variance log_beta and log_posterior, between which a step's lies, too. The
+    last step adds no noise.
   """
-  t = timesteps
-  s = np.append(timesteps[1:], -1)
+  alpha, sigma = steps.alpha, steps.sigma
+  # Where each step goes to; the last one's end is the clean image.
+  alpha_s, sigma_s = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+  zeros = np.zeros(len(alpha))
+  rows = {
+      't': steps.t, 'time': steps.time, 'alpha': alpha, 'sigma': sigma,
+      'x_m': zeros, 'm_x0': zeros, 'm_x': zeros, 'noise': zeros,
+  }  # fmt: skip
+  # What all deterministic samplers have in their first order: the noise
+  # stays, eps = (x_t - alpha_t x_0) / sigma_t.
+  ratio = sigma_s / sigma
+  first_order = {'x_x0': alpha_s - alpha * ratio, 'x_x': ratio}
   if sampler == 'ancestral':
-    posterior = diffusion.posterior(t, s)
-    noise = {
-        'fixedlarge': posterior['beta'],
-        'fixedsmall': posterior['variance'],
-    }[variance]
-    return {
-        'coef_x0': posterior['coef_x0'],
-        'coef_xt': posterior['coef_xt'],
-        'coef_noise': np.sqrt(noise) * (s >= 0),
-    }
+    coef = diffusion_lib.posterior(alpha, sigma, alpha_s, sigma_s)
+    rows |= {'x_x0': coef['coef_x0'], 'x_x': coef['coef_xt']}
+    if diffusion.variance == 'learned_range':
+      # The last step, which adds no noise, has no logarithm.
+      variance = np.append(coef['variance'][:-1], 1.0)
+      return rows | {
+          'noise': (sigma_s > 0).astype(np.float64),
+          'log_beta': np.log(coef['beta']),
+          'log_posterior': np.log(variance),
+      }
+    large = diffusion.variance == 'fixedlarge'
+    noise = coef['beta' if large else 'variance']
+    return rows | {'noise': np.sqrt(noise) * (sigma_s > 0)}
   if sampler == 'ddim':
-    abar_t = diffusion.alphas_cumprod[t]
-    abar_s = np.where(s >= 0, diffusion.alphas_cumprod[s], 1.0)
-    # eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t), put into
-    # x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps.
-    ratio = np.sqrt((1.0 - abar_s) / (1.0 - abar_t))
-    return {
-        'coef_x0': np.sqrt(abar_s) - np.sqrt(abar_t) * ratio,
-        'coef_xt': ratio,
-        'coef_noise': np.zeros(len(t)),
-    }
+    coef = diffusion_lib.posterior(alpha, sigma, alpha_s, sigma_s)
+    noise = eta * np.sqrt(coef['variance'])
+    ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
+    return rows | {
+        'x_x0': alpha_s - alpha * ratio, 'x_x': ratio, 'noise': noise,
+    }  # fmt: skip
+  if sampler == 'dpmpp_2m':
+    return rows | first_order | _second_order(alpha, sigma, first_order)
+  if sampler == 'heun':
+    return _heun(rows, first_order)
   raise ValueError(f'sampler is {sampler!r}, expected one of {SAMPLERS}')
+
+
+def _second_order(alpha, sigma, first_order):
+  """The multistep part: x_0 is extrapolated from the guess before it.
+
+  With h the step in lambda = log(alpha / sigma), x_0 becomes
+  (1 + 1 / (2 r)) x_0 - 1 / (2 r) m with r = h_before / h. The first step has no
+  guess before it, and the last one, to where lambda has no end, takes none.
+  """
+  h = np.diff(np.log(alpha / sigma))  # [N - 1], of steps 0 to N - 2
+  extra = np.zeros(len(alpha))
+  extra[1:-1] = h[1:] / (2.0 * h[:-1])
+  x_x0 = first_order['x_x0']
+  return {
+      'x_x0': (1.0 + extra) * x_x0,
+      'x_m': -extra * x_x0,
+      'm_x0': np.ones(len(alpha)),
+  }
+
+
+def _heun(rows, first_order):
+  """Each step but the last asks twice: at its start, and where that leads.
+
+  In x / alpha and s = sigma / alpha the slope is d = (x - x_0) / s. The first
+  row goes the whole step along it, and remembers where half of it leads; the
+  second one adds its half.
+  """
+  alpha, sigma = rows['alpha'], rows['sigma']
+  n = len(alpha)
+  s = sigma / alpha
+  half = np.append(np.diff(s), 0.0) / 2.0
+  end = np.append(alpha[1:], 1.0)
+  start = rows | first_order | {
+      'm_x0': -end * half / s,
+      'm_x': end * (1.0 + half / s) / alpha,
+  }  # fmt: skip
+  # Of step i, at the level that it goes to.
+  i = np.arange(n - 1)
+  finish = {name: column[i + 1] for name, column in rows.items()}
+  finish |= {
+      'x_x0': -end[i] * half[i] / s[i + 1],
+      'x_x': end[i] * half[i] / s[i + 1] / alpha[i + 1],
+      'x_m': np.ones(n - 1),
+  }
+  both = {}
+  for name, column in start.items():
+    both[name] = np.empty(2 * n - 1, column.dtype)
+    both[name][::2], both[name][1::2] = column, finish[name]
+  return both
 
 
 def sample(
     network,
     diffusion,
-    timesteps,
-    table,
+    rows,
     *,
     keys,
     image_shape,
+    clip=True,
     jit_compile=False,
     stop=0.0,
 ):
   """Runs the whole reverse process.
 
   Args:
-    network: function (x float32 [B, H, W, C], t int32 [B]) -> output, of x's
-      shape.
-    diffusion: `diffusion.Diffusion`.
-    timesteps: int NumPy array [N], falling.
-    table: dict of `coefficients`.
+    network: function (x float32 [B, H, W, C], time float32 [B]) -> output.
+    diffusion: of `diffusion`, the process.
+    rows: dict of `table`.
     keys: uint32 [B, 2], one key an image.
     image_shape: (H, W, C).
+    clip: whether to clip each guess of x_0 to [-1, 1].
     jit_compile: whether to compile a step with XLA. The loop stands outside,
       where it can be stopped, and takes no longer to compile for more steps.
     stop: scalar or variable on the host: the loop ends where it is not 0.
 
   Returns:
-    uint8 [B, H, W, C].
+    float32 [B, H, W, C], about [-1, 1].
   """
-  batch = keys.shape[0]
-  ts = tf.constant(timesteps, tf.int32)
-  coef = {k: tf.constant(v, tf.float32) for k, v in table.items()}
-  any_noise = np.any(table['coef_noise'])
-  # x_T has a key that no step's noise has: timesteps stop at T - 1.
-  x = rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
+  any_noise = np.any(rows['noise'])
+  any_memory = np.any(rows['x_m'])
+  columns = {
+      name: tf.constant(column, tf.int32 if name == 't' else tf.float32)
+      for name, column in rows.items()
+  }
 
   @tf.function(jit_compile=jit_compile, autograph=False)
-  def step(x, t, coef_x0, coef_xt, coef_noise):
-    ts = tf.fill([batch], t)
-    x0 = diffusion.predict_x0(x, ts, network(x, ts))
-    x0 = tf.clip_by_value(x0, -1.0, 1.0)
-    x = coef_x0 * x0 + coef_xt * x
+  def step(x, m, row):
+    time = tf.fill([tf.shape(x)[0]], row['time'])
+    level = diffusion_lib.Level(row['alpha'], row['sigma'], time)
+    output = diffusion.network_output(network, x, level)
+    x0 = diffusion.predict_x0(x, level, output)
+    if clip:
+      x0 = tf.clip_by_value(x0, -1.0, 1.0)
+    new = row['x_x0'] * x0 + row['x_x'] * x
+    if any_memory:
+      new += row['x_m'] * m
+      m = row['m_x0'] * x0 + row['m_x'] * x
     if any_noise:
-      x += coef_noise * rng.normal(rng.fold_in(keys, t), image_shape)
-    return x
+      noise = row['noise']
+      if 'log_beta' in row:
+        share = diffusion.variance_share(output)
+        log_variance = (
+            share * row['log_beta'] + (1.0 - share) * row['log_posterior']
+        )
+        noise *= tf.exp(0.5 * log_variance)
+      new += noise * rng.normal(rng.fold_in(keys, row['t']), image_shape)
+    return new, m
 
-  def cond(i, x):
-    return (i < len(timesteps)) & (tf.convert_to_tensor(stop) == 0)
+  def cond(i, x, m):
+    return (i < len(rows['t'])) & (tf.convert_to_tensor(stop) == 0)
 
-  def body(i, x):
-    row = {name: column[i] for name, column in coef.items()}
-    return i + 1, step(x, ts[i], **row)
+  def body(i, x, m):
+    row = {name: column[i] for name, column in columns.items()}
+    return i + 1, *step(x, m, row)
 
-  _, x = tf.while_loop(cond, body, (tf.constant(0), x))
-  # Ho's code: [-1, 1] to [0, 255], rounded.
+  # x_T has a key that no step's noise has: timesteps stop at T - 1.
+  x = rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
+  x *= diffusion.prior_sigma
+  return tf.while_loop(cond, body, (tf.constant(0), x, tf.zeros_like(x)))[1]
+
+
+def to_images(x):
+  """[-1, 1] to [0, 255], rounded, as Ho's code: uint8 of the same shape."""
   x = tf.clip_by_value((x + 1.0) * 127.5, 0.0, 255.0)
   return tf.cast(tf.round(x), tf.uint8)

@@ -52,19 +52,33 @@ class State:
     step: int64 scalar, steps done.
     params: float32 [P], the weights.
     adam_m, adam_v: float32 [P], Adam's moments.
-    ema: dict of float32 [P], the averages, named by their decays: '0.9999'.
+    ema: dict of float32 [P], the averages, named by `ema.names`: '0.9999'.
+    memory: dict, what the choice of timesteps remembers (`timesteps`).
+    quartiles: float32 [terms + 1, 4], sums of the losses' terms since the last
+      logged step, by quartile of t, and in the last row how many they are.
     loss_scale: float32 scalar, 1 unless the precision is float16.
     good_steps: int32 scalar, finite steps since the loss scale last changed.
     skipped_steps: int32 scalar, the last steps in a row whose gradient was
       not finite. Such a step changes no weight.
+
+  Args:
+    params: float32 [P], the initial weights.
+    ema_names: of the averages.
+    use_loss_scale: whether the precision is float16.
+    memory: dict of tensors, `initial` of the choice of timesteps.
+    num_terms: terms of the loss.
   """
 
-  def __init__(self, params, *, ema_decays, use_loss_scale):
+  def __init__(
+      self, params, *, ema_names, use_loss_scale, memory=None, num_terms=1
+  ):
     self.step = _variable(tf.zeros([], tf.int64))
     self.params = _variable(params)
     self.adam_m = _variable(tf.zeros_like(params))
     self.adam_v = _variable(tf.zeros_like(params))
-    self.ema = {str(decay): _variable(params) for decay in ema_decays}
+    self.ema = {name: _variable(params) for name in ema_names}
+    self.memory = tf.nest.map_structure(_variable, memory or {})
+    self.quartiles = _variable(tf.zeros([num_terms + 1, 4]))
     scale = optimizer.INITIAL_LOSS_SCALE if use_loss_scale else 1.0
     self.loss_scale = _variable(tf.constant(scale))
     self.good_steps = _variable(tf.zeros([], tf.int32))

@@ -11,7 +11,9 @@ import tensorflow as tf
 from ddpm import checkpoint
 from ddpm import config as config_lib
 from ddpm import data
+from ddpm import diffusion
 from ddpm import distribute
+from ddpm import ema
 from ddpm import lock
 from ddpm import optimizer
 from ddpm import samplers
@@ -151,9 +153,16 @@ class Trainer:
           f' {max(1, config.train.batch_size // replicas) * replicas}, say'
       )
     self.replica_batch_size = config.train.batch_size // replicas
+    if self.replica_batch_size % config.train.accumulation_steps:
+      raise UserError(
+          f'config: train.accumulation_steps {config.train.accumulation_steps}'
+          f' does not divide the {self.replica_batch_size} images of a replica'
+      )
     self._source = _load_data(config)
     self._model = config_lib.build_model(config)
     self._diffusion = config_lib.build_diffusion(config)
+    self._timesteps = config_lib.build_timesteps(config)
+    self._ema_names = ema.names(config.ema.decays, config.ema.power_stds)
     self.layout = state_lib.Layout(self._model)
     self._sampler = None
 
@@ -162,8 +171,10 @@ class Trainer:
     with strategy.scope():
       self.state = state_lib.State(
           params,
-          ema_decays=config.ema.decays,
+          ema_names=self._ema_names,
           use_loss_scale=use_loss_scale,
+          memory=self._timesteps.initial(),
+          num_terms=len(diffusion.loss_terms(config.diffusion.loss)),
       )
     self._max_skipped = config.train.max_skipped_steps * use_loss_scale
     self._loop = self._make_loop(use_loss_scale)
@@ -174,16 +185,24 @@ class Trainer:
         self._model,
         self.layout,
         self._diffusion,
+        self._timesteps,
         seed=config.seed,
         batch_size=config.train.batch_size,
         replica_batch_size=self.replica_batch_size,
         random_flip=config.data.random_flip,
         dropout=config.model.dropout > 0,
         jit_compile=config.jit_compile,
+        loss=config.diffusion.loss,
+        min_snr_gamma=config.diffusion.min_snr_gamma,
+        label_dropout=config.train.label_dropout,
+        accumulation_steps=config.train.accumulation_steps,
     )
     per_replica = config.optimizer.clip == 'per_replica'
     update = step_lib.update_function(
         self.state,
+        self._timesteps,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
         rate=lambda step: optimizer.learning_rate(
             step,
             base=config.optimizer.learning_rate,
@@ -197,6 +216,9 @@ class Trainer:
         clip_norm=0.0 if per_replica else config.optimizer.clip_norm,
         use_loss_scale=use_loss_scale,
         jit_compile=config.jit_compile,
+        loss=config.diffusion.loss,
+        rampup_ratio=config.ema.rampup_ratio,
+        log_every_steps=config.train.log_every_steps,
     )
     replicas = self._strategy.num_replicas_in_sync
     local_clip = config.optimizer.clip_norm / replicas if per_replica else 0.0
@@ -246,6 +268,11 @@ class Trainer:
     )
     metrics = {name: value.numpy().item() for name, value in metrics.items()}
     step, stop = metrics.pop('step'), metrics.pop('stop')
+    # A quarter of the noise levels that no image fell in has no loss.
+    metrics = {
+        name: value for name, value in metrics.items()
+        if not (name[-3:-1] == '_q' and math.isnan(value))
+    }  # fmt: skip
     if metrics['skipped_steps'] > self._max_skipped:
       raise UserError(_not_finite(step, metrics))
     return step, bool(stop), metrics
@@ -263,12 +290,11 @@ class Trainer:
           self._diffusion,
           sampler=self._config.sample.sampler,
           steps=self._config.sample.steps,
-          variance=self._config.diffusion.variance,
           batch_size=len(_GRID_SEEDS),
           jit_compile=self._config.jit_compile,
           stop=self._stop,
       )
-    params = self.state.ema[str(self._config.ema.decays[0])].read_value()
+    params = self.state.ema[self._ema_names[0]].read_value()
     images = np.concatenate(list(self._sampler(params, _GRID_SEEDS)))
     return None if tf.convert_to_tensor(self._stop) else images
 

@@ -1,9 +1,13 @@
 """A run's model, as its workdir describes it."""
 
 import functools
+import re
+
+import numpy as np
 
 from ddpm import checkpoint
 from ddpm import config as config_lib
+from ddpm import ema
 from ddpm import samplers
 from ddpm import state
 from ddpm.errors import UserError
@@ -26,6 +30,7 @@ class Trained:
   """
 
   def __init__(self, workdir):
+    self._workdir = workdir
     self.config = config_lib.load(workdir)
     if self.config is None:
       if checkpoint.any_in(workdir):
@@ -50,7 +55,10 @@ class Trained:
 
     Args:
       path: of the checkpoint.
-      which: 'ema', the first of ema.decays, or 'raw'.
+      which: 'raw'; 'ema', the first average that the run tracks; another one,
+        as 'ema:0.9999' or 'power:0.05'; or 'posthoc:0.07', a power-function
+        average of any width, built from those in all checkpoints up to this
+        one.
 
     Returns:
       step (integer), their full name ('ema:0.9999'), float32 array [P].
@@ -58,28 +66,83 @@ class Trained:
     Raises:
       UserError: another `which`, or a checkpoint of another model.
     """
-    if which not in ('ema', 'raw'):
-      raise UserError(f'--weights is {which!r}, expected ema or raw')
-    decay = str(self.config.ema.decays[0])
-    step, params = checkpoint.read_weights(
-        path, self.layout, 'raw' if which == 'raw' else decay
-    )
-    return step, which if which == 'raw' else f'ema:{decay}', params
+    match = re.fullmatch(r'ema|raw|(ema|power|posthoc):(\d*\.?\d+)', which)
+    if not match:
+      raise UserError(
+          f'--weights is {which!r}, expected ema, ema:DECAY, power:STD,'
+          ' posthoc:STD or raw'
+      )
+    kind, number = match.groups()
+    if kind == 'posthoc':
+      return self._posthoc(path, float(number))
+    names = ema.names(self.config.ema.decays, self.config.ema.power_stds)
+    entries = {n if n.startswith('power:') else f'ema:{n}': n for n in names}
+    full = f'{kind}:{float(number)}' if kind else next(iter(entries))
+    if which == 'raw':
+      full = 'raw'
+    entries['raw'] = 'raw'
+    if full not in entries:
+      raise UserError(
+          f'--weights is {which!r}, but the run has {", ".join(entries)}'
+      )
+    step, params = checkpoint.read_weights(path, self.layout, entries[full])
+    return step, full, params
 
-  def sampler(self, sampler, steps, *, batch_size, strategy=None):
+  def _posthoc(self, path, std):
+    """What `weights` returns, for a power-function average of any width."""
+    stds = self.config.ema.power_stds
+    if not stds:
+      raise UserError(
+          f'--weights is posthoc:{std}, but the run tracks no power-function'
+          ' average: train with ema.power_stds=(0.05, 0.10)'
+      )
+    try:
+      ema.power_exponent(std)
+    except ValueError as e:
+      raise UserError(f'--weights is posthoc:{std}: {e}') from e
+    last = checkpoint.step_of(path)
+    snapshots = []
+    for found in checkpoint.find_all(self._workdir):
+      step = checkpoint.step_of(found)
+      if step > last:
+        break
+      # The average of 0 steps has no profile.
+      snapshots += [(found, step, s) for s in stds if step]
+    if len(snapshots) < 2:
+      raise UserError(
+          f'--weights is posthoc:{std}, which needs 2 snapshots, but'
+          f' {self._workdir} has {len(snapshots)} up to step {last}'
+      )
+    paths, steps, widths = zip(*snapshots)
+    coefficients = ema.posthoc_coefficients(steps, widths, last, std)
+    params = np.zeros(self.layout.size)
+    # One at a time, however many there are.
+    for found, name, coefficient in zip(
+        paths, ema.names((), widths), coefficients
+    ):
+      _, snapshot = checkpoint.read_weights(found, self.layout, name)
+      params += coefficient * snapshot
+    return last, f'posthoc:{std}', params.astype(np.float32)
+
+  def sampler(
+      self, sampler, steps, *, batch_size, guidance=1.0, eta=0.0, strategy=None
+  ):
     """Makes a sampler of the model.
 
     Args:
       sampler: one of `samplers.SAMPLERS`, or None for the config's.
       steps: of the reverse process, or None for the config's.
       batch_size: images that are drawn at once, on each replica.
+      guidance: scale of classifier-free guidance; 1 for none.
+      eta: of ddim.
       strategy: on whose devices; None for the default one.
 
     Returns:
       `samplers.Sampler`.
 
     Raises:
-      UserError: an unknown sampler, or steps out of range.
+      UserError: an unknown sampler, steps out of range, or what the model or
+        the sampler has no use for.
     """
     config = self.config
     sampler = sampler or config.sample.sampler
@@ -92,13 +155,24 @@ class Trained:
           f'--steps is {steps}, expected 1 to'
           f' {config.diffusion.num_timesteps}, the timesteps of the model'
       )
+    if guidance != 1.0 and not config.train.label_dropout:
+      raise UserError(
+          f'--guidance is {guidance}, which needs a model that was trained with'
+          ' and without its classes: model.num_classes, and'
+          ' train.label_dropout=0.1, say'
+      )
+    if not 0.0 <= eta <= 1.0:
+      raise UserError(f'--eta is {eta}, expected 0 to 1')
+    if eta and sampler != 'ddim':
+      raise UserError(f'--eta is of ddim, but the sampler is {sampler}')
     return samplers.Sampler(
         self.model,
         self.layout,
         self.diffusion,
         sampler=sampler,
         steps=steps,
-        variance=config.diffusion.variance,
+        guidance=guidance,
+        eta=eta,
         batch_size=batch_size,
         jit_compile=config.jit_compile,
         strategy=strategy,

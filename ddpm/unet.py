@@ -1,6 +1,6 @@
-"""The U-Net of Ho, Jain and Abbeel 2020, in Keras layers.
+"""The U-Net of Ho, Jain and Abbeel 2020, in Keras layers, and its successors'.
 
-Shapes: images are float [B, H, W, C] in about [-1, 1]; timesteps are [B];
+Shapes: images are float [B, H, W, C] in about [-1, 1]; times are [B];
 feature maps are [B, h, w, c], h = w = H / patch_size / 2^level; the embedding
 of time (and class) is [B, 4 * channels].
 
@@ -9,12 +9,86 @@ convolutions start as VarianceScaling(fan_avg, uniform), and those that end a
 residual branch at scale 1e-10, so that every block starts as the identity.
 """
 
+import dataclasses
 import math
+import typing
 
 import keras
 import tensorflow as tf
 
 from ddpm import rng
+
+RESAMPLES = ('conv', 'block')
+PADDINGS = ('same', 'symmetric')
+EMBEDDING_ORDERS = ('sin_cos', 'cos_sin')
+VARIANTS = ('ddpm', 'ddpmpp')
+INITS = ('ho', 'torch', 'edm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all blocks of a network share; the arguments of `UNet` say what."""
+
+  num_heads: int = 1
+  head_channels: int = 0
+  dropout: float = 0.0
+  norm_groups: int = 32
+  norm_epsilon: float = 1e-6
+  scale_shift_norm: bool = False
+  downsample_padding: str = 'same'
+  variant: str = 'ddpm'
+  init: str = 'ho'
+  dtype: typing.Any = 'float32'
+
+  @property
+  def skip_scale(self):
+    """Of the sum of two branches: Song et al. 2021b keep its variance."""
+    return math.sqrt(0.5) if self.variant == 'ddpmpp' else 1.0
+
+  def conv3(
+      self,
+      features,
+      *,
+      ends_branch=False,
+      layer=keras.layers.Conv2D,
+      padding='same',
+      **kwargs,
+  ):
+    init = self._initializer(ends_branch)
+    return layer(
+        features,
+        3,
+        padding=padding,
+        kernel_initializer=init,
+        dtype=self.dtype,
+        **kwargs,
+    )
+
+  def dense(self, features, *, ends_branch=False, scale=1.0, **kwargs):
+    """A dense layer; over a feature map it is Ho's 1x1 convolution."""
+    init = self._initializer(ends_branch, scale)
+    return keras.layers.Dense(
+        features, kernel_initializer=init, dtype=self.dtype, **kwargs
+    )
+
+  def norm(self, **kwargs):
+    return keras.layers.GroupNormalization(
+        self.norm_groups, epsilon=self.norm_epsilon, dtype=self.dtype, **kwargs
+    )
+
+  def _initializer(self, ends_branch, scale=1.0):
+    if self.init == 'torch':
+      if ends_branch:
+        return 'zeros'
+      # Uniform in +-1 / sqrt(fan_in).
+      return keras.initializers.VarianceScaling(
+          1.0 / 3.0, mode='fan_in', distribution='uniform'
+      )
+    # Ho's "zero" where a branch ends: Keras refuses scale 0, and so did
+    # TensorFlow 1. EDM's weights times 1e-5 are the same.
+    return keras.initializers.VarianceScaling(
+        1e-10 if ends_branch else scale, mode='fan_avg', distribution='uniform'
+    )
 
 
 class UNet(keras.Model):
@@ -30,11 +104,33 @@ class UNet(keras.Model):
     attention_resolutions: heights of feature maps after whose blocks
       self-attention follows. The middle always has it.
     num_heads: heads of each attention.
+    head_channels: channels of a head, instead of their number; 0 for num_heads.
     dropout: rate of the dropout in each block.
     num_classes: classes the model is conditioned on; 0 for none.
+    null_class: whether there is one more class, of number num_classes, which
+      says nothing (classifier-free guidance).
     norm_groups: groups of each GroupNorm.
+    norm_epsilon: its epsilon.
+    scale_shift_norm: whether time scales and shifts what GroupNorm gives
+      (Nichol and Dhariwal 2021); else it is added before.
+    resample: 'conv', Ho's, or 'block', residual blocks that resample within
+      (BigGAN's; Dhariwal and Nichol 2021).
+    downsample_padding: of the convolution that halves: 'same', TensorFlow's,
+      on an even size (0, 1), or 'symmetric', PyTorch's (1, 1).
+    embedding_order: 'sin_cos', or 'cos_sin' as in Nichol and Dhariwal's code.
+    embedding_shift: 1, or 0 as there: `timestep_embedding`.
+    variant: 'ddpm', or 'ddpmpp', DDPM++ of Song et al. 2021b as in Karras et
+      al. 2022: sums scaled by sqrt(1/2), going up attention after a level's
+      last block alone, blocks that resample project their skip, and classes
+      enter as one-hot vectors beside the time's sinusoids.
+    init: 'ho'; 'torch', PyTorch's default, and exact zeros where a branch
+      ends; 'edm', as ho, with small weights of attention.
     patch_size: the U-Net works on patch_size x patch_size pixels folded into
       channels (space to depth); 1 is Ho's.
+    learned_variance: whether as many channels again say where the variance
+      lies (`diffusion.Diffusion`).
+    remat: whether to compute each block again in the backward pass, instead of
+      keeping what it computed.
     dtype: Keras dtype policy, such as 'mixed_bfloat16'. Weights, GroupNorm,
       softmax and output are float32 in all of them.
 
@@ -53,10 +149,22 @@ class UNet(keras.Model):
       num_res_blocks,
       attention_resolutions,
       num_heads=1,
+      head_channels=0,
       dropout=0.0,
       num_classes=0,
+      null_class=False,
       norm_groups=32,
+      norm_epsilon=1e-6,
+      scale_shift_norm=False,
+      resample='conv',
+      downsample_padding='same',
+      embedding_order='sin_cos',
+      embedding_shift=1,
+      variant='ddpm',
+      init='ho',
       patch_size=1,
+      learned_variance=False,
+      remat=False,
       dtype='float32',
   ):
     super().__init__(name='unet', dtype=dtype)
@@ -65,6 +173,7 @@ class UNet(keras.Model):
         channels=channels,
         channel_multipliers=channel_multipliers,
         num_heads=num_heads,
+        head_channels=head_channels,
         norm_groups=norm_groups,
         patch_size=patch_size,
     )
@@ -72,36 +181,44 @@ class UNet(keras.Model):
     self.channels = channels
     self.patch_size = patch_size
     self.num_classes = num_classes
-    policy = self.dtype_policy
+    self.variant = variant
+    self.embedding_order = embedding_order
+    self.embedding_shift = embedding_shift
+    self.remat = remat
     embedding = 4 * channels
-
-    def block(features, name):
-      return ResBlock(
-          features,
-          dropout=dropout,
-          norm_groups=norm_groups,
-          dtype=policy,
-          name=name,
-      )
+    settings = Settings(
+        num_heads=num_heads,
+        head_channels=head_channels,
+        dropout=dropout,
+        norm_groups=norm_groups,
+        norm_epsilon=norm_epsilon,
+        scale_shift_norm=scale_shift_norm,
+        downsample_padding=downsample_padding,
+        variant=variant,
+        init=init,
+        dtype=self.dtype_policy,
+    )
 
     def attention(size, features, name):
       if size not in attention_resolutions and name != 'mid_attention':
         return None
-      return Attention(
-          features,
-          num_heads=num_heads,
-          norm_groups=norm_groups,
-          dtype=policy,
-          name=name,
-      )
+      return Attention(features, settings, name=name)
 
-    self.time_dense1 = _dense(embedding, dtype=policy, name='time_dense1')
-    self.time_dense2 = _dense(embedding, dtype=policy, name='time_dense2')
-    if num_classes:
+    self.time_dense1 = settings.dense(embedding, name='time_dense1')
+    self.time_dense2 = settings.dense(embedding, name='time_dense2')
+    if num_classes and variant == 'ddpmpp':
+      self.class_embedding = settings.dense(channels, name='class_embedding')
+    elif num_classes:
       self.class_embedding = keras.layers.Embedding(
-          num_classes, embedding, dtype=policy, name='class_embedding'
+          num_classes + null_class,
+          embedding,
+          keras.initializers.RandomNormal(stddev=1.0)
+          if init == 'torch'
+          else 'uniform',
+          dtype=self.dtype_policy,
+          name='class_embedding',
       )
-    self.conv_in = _conv3(channels, dtype=policy, name='conv_in')
+    self.conv_in = settings.conv3(channels, name='conv_in')
 
     # Every encoder output is kept, and concatenated once on the way up.
     size = image_size // patch_size
@@ -110,43 +227,53 @@ class UNet(keras.Model):
     for level, multiplier in enumerate(channel_multipliers):
       features = channels * multiplier
       for i in range(num_res_blocks):
-        name = f'down{level}_block{i}'
+        block = ResBlock(features, settings, name=f'down{level}_block{i}')
         attend = attention(size, features, f'down{level}_attention{i}')
-        self.down.append((block(features, name), attend))
+        self.down.append((block, attend))
         skips.append(features)
       if level < len(channel_multipliers) - 1:
         name = f'down{level}_downsample'
-        downsample = _conv3(features, strides=2, dtype=policy, name=name)
-        self.down.append((downsample, None))
+        if resample == 'block':
+          layer = ResBlock(features, settings, resample='down', name=name)
+        else:
+          layer = _downsample(features, settings, name=name)
+        self.down.append((layer, None))
         skips.append(features)
         size //= 2
 
     self.mid = [
-        (block(features, 'mid_block0'),
+        (ResBlock(features, settings, name='mid_block0'),
          attention(size, features, 'mid_attention')),
-        (block(features, 'mid_block1'), None),
-    ]
+        (ResBlock(features, settings, name='mid_block1'), None),
+    ]  # fmt: skip
 
     self.up = []
     for level, multiplier in reversed(list(enumerate(channel_multipliers))):
       features = channels * multiplier
       for i in range(num_res_blocks + 1):
-        name = f'up{level}_block{i}'
-        attend = attention(size, features, f'up{level}_attention{i}')
-        self.up.append((block(features, name), attend))
+        block = ResBlock(features, settings, name=f'up{level}_block{i}')
+        attend = None
+        if variant == 'ddpm' or i == num_res_blocks:
+          attend = attention(size, features, f'up{level}_attention{i}')
+        self.up.append((block, attend))
       if level > 0:
         name = f'up{level}_upsample'
-        self.up.append((Upsample(features, dtype=policy, name=name), None))
+        if resample == 'block':
+          layer = ResBlock(features, settings, resample='up', name=name)
+        else:
+          layer = Upsample(features, settings, name=name)
+        self.up.append((layer, None))
         size *= 2
 
-    self.norm_out = _norm(norm_groups, dtype=policy, name='norm_out')
-    self.conv_out = _conv3(
-        image_channels * patch_size**2,
-        scale=0.0,
-        dtype=policy,
+    self.norm_out = settings.norm(name='norm_out')
+    self.conv_out = settings.conv3(
+        image_channels * patch_size**2 * (2 if learned_variance else 1),
+        ends_branch=True,
         name='conv_out',
     )
     self._build_layers(skips)
+    if init == 'torch':
+      self._init_biases()
 
   def _build_layers(self, skips):
     """Creates every weight from static shapes, without a symbolic call."""
@@ -154,7 +281,9 @@ class UNet(keras.Model):
     embedding = 4 * self.channels
     self.time_dense1.build((None, self.channels))
     self.time_dense2.build((None, embedding))
-    if self.num_classes:
+    if self.num_classes and self.variant == 'ddpmpp':
+      self.class_embedding.build((None, self.num_classes))
+    elif self.num_classes:
       self.class_embedding.build((None,))
     patches = self.image_shape[-1] * self.patch_size**2
     self.conv_in.build((None, h, w, patches))
@@ -165,7 +294,7 @@ class UNet(keras.Model):
         attention.build((None, h, w, features))
     skips = list(skips)
     for layer, attention in self.up:
-      if isinstance(layer, ResBlock):
+      if _takes_skip(layer):
         features += skips.pop()
       features = _build(layer, features, embedding)
       if attention is not None:
@@ -174,34 +303,40 @@ class UNet(keras.Model):
     self.conv_out.build((None, h, w, features))
     self.built = True
 
-  def call(self, images, timesteps, labels=None, dropout_keys=None):
+  def _init_biases(self):
+    """PyTorch's: as the weights, uniform in +-1 / sqrt(fan_in)."""
+    for layer in self._flatten_layers():
+      kernel = getattr(layer, 'kernel', None)
+      # Where the weights are zero, so is the bias.
+      if kernel is not None and tf.reduce_any(kernel.value != 0):
+        limit = math.prod(kernel.shape[:-1]) ** -0.5
+        uniform = keras.initializers.RandomUniform(-limit, limit)
+        layer.bias.assign(uniform(layer.bias.shape))
+
+  def call(self, images, times, labels=None, dropout_keys=None):
     """Runs the network.
 
     Args:
       images: float [B, H, W, C], noised images.
-      timesteps: [B], integers in [0, T).
-      labels: int32 [B] in [0, num_classes), if there are classes.
+      times: [B], timesteps in [0, T), or what the process tells of its levels.
+      labels: int32 [B] in [0, num_classes), if there are classes, or
+        num_classes, if there is a null class.
       dropout_keys: uint32 [B, 2], one key an example; None for no dropout.
 
     Returns:
-      float32 [B, H, W, C].
+      float32 [B, H, W, C], or [B, H, W, 2 C] with a learned variance.
     """
-    temb = timestep_embedding(timesteps, self.channels)  # [B, channels]
-    temb = self.time_dense1(temb)  # [B, 4 channels]
-    temb = self.time_dense2(tf.nn.silu(temb))
-    if self.num_classes:
-      temb += self.class_embedding(labels)
-    temb = tf.nn.silu(temb)  # each block starts with it
+    temb = self._embed(times, labels)  # [B, 4 channels]
 
     # Each layer that drops needs its own stream of every example's key.
     streams = iter(range(1 << 20))
 
-    def apply(layer, h):
-      if not isinstance(layer, ResBlock):
-        return layer(h)
-      if dropout_keys is None or not layer.dropout:
-        return layer(h, temb)
-      return layer(h, temb, rng.fold_in(dropout_keys, next(streams)))
+    def apply(layer, attention, h):
+      keys = None
+      if dropout_keys is not None and getattr(layer, 'dropout', 0):
+        keys = rng.fold_in(dropout_keys, next(streams))
+      stage = [part for part in (layer, attention) if part is not None]
+      return (_recomputed if self.remat else _run)(stage, h, temb, keys)
 
     h = tf.cast(images, self.compute_dtype)
     if self.patch_size > 1:
@@ -209,40 +344,92 @@ class UNet(keras.Model):
     h = self.conv_in(h)
     skips = [h]
     for layer, attention in self.down:
-      h = apply(layer, h)
-      if attention is not None:
-        h = attention(h)
+      h = apply(layer, attention, h)
       skips.append(h)
     for layer, attention in self.mid:
-      h = apply(layer, h)
-      if attention is not None:
-        h = attention(h)
+      h = apply(layer, attention, h)
     for layer, attention in self.up:
-      if isinstance(layer, ResBlock):
+      if _takes_skip(layer):
         h = tf.concat([h, skips.pop()], axis=-1)
-      h = apply(layer, h)
-      if attention is not None:
-        h = attention(h)
+      h = apply(layer, attention, h)
     h = self.conv_out(tf.nn.silu(self.norm_out(h)))
     if self.patch_size > 1:
       h = tf.nn.depth_to_space(h, self.patch_size)
     return tf.cast(h, tf.float32)
 
+  def _embed(self, times, labels):
+    temb = timestep_embedding(
+        times,
+        self.channels,
+        order=self.embedding_order,
+        shift=self.embedding_shift,
+    )  # [B, channels]
+    if self.num_classes and self.variant == 'ddpmpp':
+      # The null class is the vector 0.
+      one_hot = tf.one_hot(labels, self.num_classes)
+      temb += tf.cast(
+          self.class_embedding(one_hot * math.sqrt(self.num_classes)),
+          temb.dtype,
+      )
+    temb = self.time_dense1(temb)  # [B, 4 channels]
+    temb = self.time_dense2(tf.nn.silu(temb))
+    if self.num_classes and self.variant == 'ddpm':
+      temb += self.class_embedding(labels)
+    return tf.nn.silu(temb)  # each block starts with it
+
+
+def _run(stage, h, temb, dropout_keys):
+  """Applies a block, and the attention after it if there is one."""
+  for layer in stage:
+    if isinstance(layer, ResBlock):
+      h = layer(h, temb, dropout_keys)
+    else:
+      h = layer(h)
+  return h
+
+
+def _recomputed(stage, h, temb, dropout_keys):
+  """The same, but keeps only its inputs for the backward pass."""
+  sizes = [len(layer.trainable_variables) for layer in stage]
+  # The weights that `stateless_call` put in the variables' place: gradients
+  # flow to what is an argument.
+  weights = [v.value for layer in stage for v in layer.trainable_variables]
+
+  @tf.recompute_grad
+  def run(h, temb, *weights):
+    weights = list(weights)
+    for layer, size in zip(stage, sizes):
+      inputs = (h, temb, dropout_keys) if isinstance(layer, ResBlock) else (h,)
+      h, _ = layer.stateless_call(weights[:size], [], *inputs)
+      weights = weights[size:]
+    return h
+
+  return run(h, temb, *weights)
+
 
 class ResBlock(keras.layers.Layer):
-  """GN swish conv3, + dense(temb), GN swish dropout conv3, + skip."""
+  """GN swish conv3, + dense(temb), GN swish dropout conv3, + skip.
 
-  def __init__(self, features, *, dropout, norm_groups, **kwargs):
-    super().__init__(**kwargs)
-    policy = self.dtype_policy
+  One that resamples, 'down' (mean of 2 x 2) or 'up' (nearest neighbour), does
+  so before its first convolution, and on its skip.
+  """
+
+  def __init__(self, features, settings, *, resample=None, **kwargs):
+    super().__init__(dtype=settings.dtype, **kwargs)
     self.features = features
-    self.dropout = dropout
-    self.norm1 = _norm(norm_groups, dtype=policy, name='norm1')
-    self.conv1 = _conv3(features, dtype=policy, name='conv1')
-    self.time_dense = _dense(features, dtype=policy, name='time_dense')
-    self.norm2 = _norm(norm_groups, dtype=policy, name='norm2')
-    self.conv2 = _conv3(features, scale=0.0, dtype=policy, name='conv2')
-    self.skip = _dense(features, dtype=policy, name='skip')
+    self.dropout = settings.dropout
+    self.resample = resample
+    self.scale_shift_norm = settings.scale_shift_norm
+    self.skip_scale = settings.skip_scale
+    self.projects = resample is not None and settings.variant == 'ddpmpp'
+    self.norm1 = settings.norm(name='norm1')
+    self.conv1 = settings.conv3(features, name='conv1')
+    self.time_dense = settings.dense(
+        2 * features if self.scale_shift_norm else features, name='time_dense'
+    )
+    self.norm2 = settings.norm(name='norm2')
+    self.conv2 = settings.conv3(features, ends_branch=True, name='conv2')
+    self.skip = settings.dense(features, name='skip')
 
   def build(self, input_shape, embedding):
     inner_shape = (*input_shape[:-1], self.features)
@@ -251,7 +438,7 @@ class ResBlock(keras.layers.Layer):
     self.time_dense.build((None, embedding))
     self.norm2.build(inner_shape)
     self.conv2.build(inner_shape)
-    if input_shape[-1] == self.features:
+    if input_shape[-1] == self.features and not self.projects:
       self.skip = None
     else:
       self.skip.build(input_shape)
@@ -259,29 +446,43 @@ class ResBlock(keras.layers.Layer):
 
   def call(self, x, temb, dropout_keys=None):
     """Maps x [B, h, w, c] and temb [B, 4 channels] to [B, h, w, features]."""
-    h = self.conv1(tf.nn.silu(self.norm1(x)))
-    h += self.time_dense(temb)[:, None, None, :]
-    h = tf.nn.silu(self.norm2(h))
+    h = tf.nn.silu(self.norm1(x))
+    if self.resample:
+      resample = _halve if self.resample == 'down' else _double
+      h, x = resample(h), resample(x)
+    h = self.conv1(h)
+    time = self.time_dense(temb)[:, None, None, :]
+    if self.scale_shift_norm:
+      scale, shift = tf.split(time, 2, axis=-1)
+      h = self.norm2(h) * (1.0 + scale) + shift
+    else:
+      h = self.norm2(h + time)
+    h = tf.nn.silu(h)
     if dropout_keys is not None:
       kept = rng.uniform(dropout_keys, h.shape[1:]) >= self.dropout
       scale = tf.cast(1.0 / (1.0 - self.dropout), h.dtype)
       h = tf.where(kept, h * scale, tf.zeros([], h.dtype))
     h = self.conv2(h)
-    return h + (x if self.skip is None else self.skip(x))
+    h += x if self.skip is None else self.skip(x)
+    return h if self.skip_scale == 1.0 else h * self.skip_scale
 
 
 class Attention(keras.layers.Layer):
   """Self-attention over the pixels of a feature map, with a skip."""
 
-  def __init__(self, features, *, num_heads, norm_groups, **kwargs):
-    super().__init__(**kwargs)
-    policy = self.dtype_policy
-    self.num_heads = num_heads
-    self.norm = _norm(norm_groups, dtype=policy, name='norm')
-    self.query = _dense(features, dtype=policy, name='query')
-    self.key = _dense(features, dtype=policy, name='key')
-    self.value = _dense(features, dtype=policy, name='value')
-    self.out = _dense(features, scale=0.0, dtype=policy, name='out')
+  def __init__(self, features, settings, **kwargs):
+    super().__init__(dtype=settings.dtype, **kwargs)
+    self.num_heads = settings.num_heads
+    if settings.head_channels:
+      self.num_heads = features // settings.head_channels
+    self.skip_scale = settings.skip_scale
+    # EDM's, of one layer for all three, whose weights it scales by sqrt(0.2).
+    scale = 0.1 if settings.init == 'edm' else 1.0
+    self.norm = settings.norm(name='norm')
+    self.query = settings.dense(features, scale=scale, name='query')
+    self.key = settings.dense(features, scale=scale, name='key')
+    self.value = settings.dense(features, scale=scale, name='value')
+    self.out = settings.dense(features, ends_branch=True, name='out')
 
   def build(self, input_shape):
     for layer in (self.norm, self.query, self.key, self.value, self.out):
@@ -301,15 +502,16 @@ class Attention(keras.layers.Layer):
     logits = tf.cast(logits, tf.float32) * width**-0.5
     weights = tf.cast(tf.nn.softmax(logits), v.dtype)
     y = tf.einsum('bnqk,bknd->bqnd', weights, v)
-    return x + self.out(tf.reshape(y, [-1, h, w, c]))
+    y = x + self.out(tf.reshape(y, [-1, h, w, c]))
+    return y if self.skip_scale == 1.0 else y * self.skip_scale
 
 
 class Upsample(keras.layers.Layer):
   """Doubles the resolution: nearest neighbour, then conv3."""
 
-  def __init__(self, features, **kwargs):
-    super().__init__(**kwargs)
-    self.conv = _conv3(features, dtype=self.dtype_policy, name='conv')
+  def __init__(self, features, settings, **kwargs):
+    super().__init__(dtype=settings.dtype, **kwargs)
+    self.conv = settings.conv3(features, name='conv')
 
   def build(self, input_shape):
     self.conv.build(input_shape)
@@ -317,28 +519,60 @@ class Upsample(keras.layers.Layer):
 
   def call(self, x):
     """Maps [B, h, w, c] to [B, 2h, 2w, c]."""
-    h, w, c = x.shape[1:]
-    x = tf.broadcast_to(
-        x[:, :, None, :, None, :], [tf.shape(x)[0], h, 2, w, 2, c]
+    return self.conv(_double(x))
+
+
+class _PaddedConv(keras.layers.Conv2D):
+  """A convolution over an image with one pixel more on each side."""
+
+  def call(self, x):
+    return super().call(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]))
+
+
+def _downsample(features, settings, *, name):
+  """Halves the resolution: conv3 with stride 2."""
+  if settings.downsample_padding == 'symmetric':
+    return settings.conv3(
+        features, layer=_PaddedConv, padding='valid', strides=2, name=name
     )
-    return self.conv(tf.reshape(x, [-1, 2 * h, 2 * w, c]))
+  return settings.conv3(features, strides=2, name=name)
 
 
-def timestep_embedding(timesteps, size):
-  """Sinusoids of the time, sines first, as in Ho's code.
+def _double(x):
+  """[B, h, w, c] to [B, 2h, 2w, c], nearest neighbour."""
+  h, w, c = x.shape[1:]
+  x = tf.broadcast_to(
+      x[:, :, None, :, None, :], [tf.shape(x)[0], h, 2, w, 2, c]
+  )
+  return tf.reshape(x, [-1, 2 * h, 2 * w, c])
+
+
+def _halve(x):
+  """[B, h, w, c] to [B, h / 2, w / 2, c], the mean of 2 x 2."""
+  h, w, c = x.shape[1:]
+  return tf.reduce_mean(
+      tf.reshape(x, [-1, h // 2, 2, w // 2, 2, c]), axis=[2, 4]
+  )
+
+
+def timestep_embedding(times, size, *, order='sin_cos', shift=1):
+  """Sinusoids of the time, by default as in Ho's code.
 
   Args:
-    timesteps: [B].
+    times: [B].
     size: length of the embedding, even.
+    order: 'sin_cos' or 'cos_sin'.
+    shift: 1: the last frequency is 1 / 10000; 0: it would be that of one more.
 
   Returns:
-    float32 [B, size]: sin and cos of t * 10000^(-i / (size / 2 - 1)).
+    float32 [B, size]: sin and cos of t * 10000^(-i / (size / 2 - shift)).
   """
   half = size // 2
-  exponents = tf.range(half, dtype=tf.float32) / (half - 1)
+  exponents = tf.range(half, dtype=tf.float32) / (half - shift)
   frequencies = tf.exp(-math.log(10000.0) * exponents)
-  angles = tf.cast(timesteps, tf.float32)[:, None] * frequencies
-  return tf.concat([tf.sin(angles), tf.cos(angles)], axis=-1)
+  angles = tf.cast(times, tf.float32)[:, None] * frequencies
+  waves = [tf.sin(angles), tf.cos(angles)]
+  return tf.concat(waves if order == 'sin_cos' else waves[::-1], axis=-1)
 
 
 def check_shapes(
@@ -347,6 +581,7 @@ def check_shapes(
     channels,
     channel_multipliers,
     num_heads,
+    head_channels,
     norm_groups,
     patch_size,
 ):
@@ -360,11 +595,11 @@ def check_shapes(
         ' channel multipliers): use fewer model.channel_multipliers, or'
         f' data.image_size={max(1, round(image_size / factor)) * factor}'
     )
+  heads = ('head_channels', head_channels) if head_channels else (
+      'num_heads', num_heads
+  )  # fmt: skip
   for multiplier in channel_multipliers:
-    for what, number in (
-        ('norm_groups', norm_groups),
-        ('num_heads', num_heads),
-    ):
+    for what, number in (('norm_groups', norm_groups), heads):
       if channels * multiplier % number:
         raise ValueError(
             f'{channels * multiplier} channels (model.channels {channels} x'
@@ -377,6 +612,11 @@ def check_shapes(
     )
 
 
+def _takes_skip(layer):
+  """Whether a layer going up takes an encoder's output: blocks of a level."""
+  return isinstance(layer, ResBlock) and layer.resample is None
+
+
 def _build(layer, features, embedding):
   """Builds a layer of the U-Net, and returns its number of channels."""
   shape = (None, None, None, features)
@@ -385,30 +625,3 @@ def _build(layer, features, embedding):
     return layer.features
   layer.build(shape)
   return features
-
-
-def _init(scale):
-  # Ho's "zero": Keras refuses scale 0, and so did TensorFlow 1.
-  return keras.initializers.VarianceScaling(
-      scale or 1e-10, mode='fan_avg', distribution='uniform'
-  )
-
-
-def _conv3(features, *, scale=1.0, strides=1, **kwargs):
-  return keras.layers.Conv2D(
-      features,
-      3,
-      strides=strides,
-      padding='same',
-      kernel_initializer=_init(scale),
-      **kwargs,
-  )
-
-
-def _dense(features, *, scale=1.0, **kwargs):
-  """A dense layer; over a feature map it is Ho's 1x1 convolution."""
-  return keras.layers.Dense(features, kernel_initializer=_init(scale), **kwargs)
-
-
-def _norm(groups, **kwargs):
-  return keras.layers.GroupNormalization(groups, epsilon=1e-6, **kwargs)

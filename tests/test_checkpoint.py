@@ -1,21 +1,26 @@
 """Saved, kept, found, restored, refused."""
 
+import pathlib
 import shutil
 import threading
 
 from conftest import Network
+from conftest import tiny_config
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ddpm import checkpoint
+from ddpm import config as config_lib
+from ddpm import ema
 from ddpm import state as state_lib
+from ddpm import trained
 from ddpm.errors import UserError
 
 
 def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
   state = state_lib.State(
-      network.params, ema_decays=decays, use_loss_scale=False
+      network.params, ema_names=ema.names(decays, ()), use_loss_scale=False
   )
   checkpoints = checkpoint.Checkpointer(
       str(workdir),
@@ -156,6 +161,10 @@ def test_reads_one_vector_of_weights(tmp_path, network):
   np.testing.assert_array_equal(weights, network.params)
   with pytest.raises(UserError, match=r'has no ema/0\.7'):
     checkpoint.read_weights(path, network.layout, '0.7')
+  for file in tmp_path.rglob('ckpt-3.*'):
+    file.unlink()
+  with pytest.raises(UserError, match='ckpt-3 cannot be read any more: '):
+    checkpoint.read_weights(path, network.layout, 'raw')
 
 
 def test_refuses_another_model_and_says_what_differs(tmp_path, network):
@@ -332,3 +341,131 @@ def test_a_kill_at_any_stage_of_a_save(tmp_path, network, killed, step, steps):
   checkpoints.wait()
   assert steps_of(tmp_path) == steps
   assert not list(directory.glob('*temp*'))
+
+
+class Tracked:
+  """A run whose weights rise in a line, and its averages: float32 [P]."""
+
+  def __init__(self, workdir, *, decays=(0.9, 0.5), stds=(0.05, 0.10)):
+    self.workdir, self.decays, self.stds = str(workdir), decays, stds
+    overrides = {'ema.decays': decays, 'ema.power_stds': stds}
+    config_lib.save(tiny_config(**overrides), self.workdir)
+    self.trained = trained.Trained(self.workdir)
+
+  def raw(self, step):
+    return np.linspace(-step, step, self.trained.layout.size, dtype=np.float32)
+
+  def power(self, std, step):
+    """The integral of the profile times the line."""
+    gamma = ema.power_exponent(std)
+    return self.raw(step) * np.float32((gamma + 1) / (gamma + 2))
+
+  def save(self, *steps):
+    layout = self.trained.layout
+    state = state_lib.State(
+        tf.zeros([layout.size]),
+        ema_names=ema.names(self.decays, self.stds),
+        use_loss_scale=False,
+    )
+    checkpoints = checkpoint.Checkpointer(
+        self.workdir, state, layout, writes=True, keep_last=2,
+        keep_every_steps=100,
+    )  # fmt: skip
+    checkpoints.restore()
+    for step in steps:
+      state.step.assign(step)
+      state.params.assign(self.raw(step))
+      for decay in self.decays:
+        state.ema[str(decay)].assign(self.raw(step) * np.float32(decay))
+      for std in self.stds:
+        state.ema[f'power:{std}'].assign(self.power(std, step))
+      checkpoints.save(step)
+    checkpoints.wait()
+
+  def weights(self, which, at='latest'):
+    path = checkpoint.find(self.workdir, at)
+    return self.trained.weights(path, which)
+
+
+@pytest.fixture(scope='module')
+def tracked(tmp_path_factory):
+  run = Tracked(tmp_path_factory.mktemp('tracked'))
+  # Neither the start nor a damaged one is of use; 1050 is not kept for good.
+  run.save(0, *range(100, 1100, 100), 1050)
+  kept = pathlib.Path(run.workdir) / 'checkpoints' / 'kept'
+  truncated(next(kept.glob('ckpt-300.data*')))
+  return run
+
+
+@pytest.mark.parametrize(
+    'which, full, expected',
+    [
+        ('raw', 'raw', lambda run: run.raw(1050)),
+        ('ema', 'ema:0.9', lambda run: run.raw(1050) * np.float32(0.9)),
+        ('ema:0.50', 'ema:0.5', lambda run: run.raw(1050) * np.float32(0.5)),
+        ('power:0.10', 'power:0.1', lambda run: run.power(0.1, 1050)),
+    ],
+)
+def test_weights_that_are_tracked(tracked, which, full, expected):
+  step, name, params = tracked.weights(which)
+  assert (step, name) == (1050, full)
+  np.testing.assert_array_equal(params, expected(tracked))
+
+
+@pytest.mark.parametrize('at', [800, 1000, 1050])
+@pytest.mark.parametrize('std', [0.05, 0.07, 0.15])
+def test_weights_that_are_rebuilt(tracked, std, at):
+  step, name, params = tracked.weights(f'posthoc:{std}', str(at))
+  assert (step, name) == (at, f'posthoc:{std}')
+  assert params.dtype == np.float32
+  expected = tracked.power(std, at)
+  error = np.abs(params - expected).max() / np.abs(expected).max()
+  assert error < (1e-6 if std == 0.05 else 5e-3)
+  keys = [
+      (t, s)
+      for t in (*range(100, 1100, 100), 1050)
+      for s in tracked.stds
+      if t <= at and t != 300
+  ]
+  coefficients = ema.posthoc_coefficients(*zip(*keys), at, std)
+  snapshots = np.stack([tracked.power(s, t) for t, s in keys])
+  np.testing.assert_allclose(
+      params, coefficients @ snapshots, rtol=1e-6, atol=1e-4
+  )
+
+
+def test_the_first_average_may_be_a_power_function(tmp_path):
+  run = Tracked(tmp_path, decays=(), stds=(0.1,))
+  run.save(1, 2)
+  step, name, params = run.weights('ema')
+  assert (step, name) == (2, 'power:0.1')
+  np.testing.assert_array_equal(params, run.power(0.1, 2))
+  with pytest.raises(UserError, match=r'has 1 up to step 1$'):
+    run.weights('posthoc:0.1', '1')
+
+
+@pytest.mark.parametrize('which', ['foo', 'ema:', 'power', 'raw:0.1', 'ema:x'])
+def test_refuses_weights_of_no_known_form(tracked, which):
+  message = f'--weights is {which!r}, expected ema, ema:DECAY, power:STD, pos'
+  with pytest.raises(UserError, match=message):
+    tracked.weights(which)
+
+
+@pytest.mark.parametrize('which', ['ema:0.9999', 'power:0.07', 'ema:0.05'])
+def test_refuses_an_average_that_is_not_tracked(tracked, which):
+  has = r'but the run has ema:0\.9, ema:0\.5, power:0\.05, power:0\.1, raw$'
+  with pytest.raises(UserError, match=f"is '{which}', {has}"):
+    tracked.weights(which)
+
+
+def test_refuses_to_rebuild_what_it_cannot(tracked, tmp_path):
+  for std in ('0.0', '0.29', '1.0'):
+    with pytest.raises(UserError, match=f'is {std}, expected 0 to 0.29'):
+      tracked.weights(f'posthoc:{std}')
+  with pytest.raises(UserError, match=r'needs 2 snapshots, .* has 0 up to'):
+    tracked.weights('posthoc:0.1', '0')
+  run = Tracked(tmp_path, stds=())
+  run.save(1)
+  message = r'no power-function average: train with ema\.power_stds=\(0'
+  with pytest.raises(UserError, match=message):
+    run.weights('posthoc:0.1')

@@ -72,21 +72,93 @@ def test_posterior_of_a_stride_and_of_the_clean_image():
   assert posterior['variance'][1] == 0
 
 
+def process_of(prediction, **kwargs):
+  """A process of a prediction, and four of its noise levels."""
+  if prediction == 'edm':
+    return diffusion.EDM(**kwargs), tf.constant([0.01, 0.3, 2.0, 30.0])
+  process = diffusion.Diffusion(LINEAR, prediction=prediction, **kwargs)
+  return process, tf.constant([0, 10, 300, 700])
+
+
+X0 = tf.random.stateless_uniform([4, 3, 3, 1], (0, 0), -1, 1)
+NOISE = tf.random.stateless_normal([4, 3, 3, 1], (0, 1))
+
+
 @pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
 def test_the_right_output_has_no_loss_and_gives_x0_back(prediction):
-  process = diffusion.Diffusion(LINEAR, prediction=prediction)
-  x0 = tf.random.stateless_uniform([4, 3, 3, 1], (0, 0), -1, 1)
-  noise = tf.random.stateless_normal([4, 3, 3, 1], (0, 1))
-  t = tf.constant([0, 10, 300, 700])
-  target = process.target(x0, t, noise)
-  np.testing.assert_array_equal(process.simple_loss(x0, t, noise, target), 0)
+  process, t = process_of(prediction)
+  level = process.level(t)
+  target = process.target(X0, level, NOISE)
+  for output, expected in ((target, 0), (target + 2.0, 4)):
+    losses = process.losses(
+        lambda x, time, output=output: output, X0, t, NOISE, loss='simple'
+    )
+    np.testing.assert_allclose(losses['loss'], expected, rtol=1e-5)
+  xt = process.q_sample(X0, t, NOISE)
   np.testing.assert_allclose(
-      process.simple_loss(x0, t, noise, target + 2.0), 4, rtol=1e-5
+      process.predict_x0(xt, level, target), X0, atol=2e-4
   )
-  xt = process.q_sample(x0, t, noise)
+
+
+def test_edm_is_table_1():
+  """D and the loss as Karras et al. write them, with sigma_data = 0.5."""
+  process, t = process_of('edm')
+  sigma = t.numpy().reshape(-1, 1, 1, 1)
+  seen = {}
+
+  def network(x, time):
+    seen.update(x=x, time=time)
+    return tf.sin(5.0 * x)
+
+  noised = (X0 + sigma * NOISE).numpy()
+  c_in = 1 / np.sqrt(sigma**2 + 0.25)
+  c_skip = 0.25 / (sigma**2 + 0.25)
+  c_out = sigma * 0.5 / np.sqrt(sigma**2 + 0.25)
+  denoised = c_skip * noised + c_out * np.sin(5 * c_in * noised)
+  weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+  expected = (weight * (denoised - X0) ** 2).numpy().mean(axis=(1, 2, 3))
+
+  losses = process.losses(network, X0, t, NOISE, loss='simple')
+  np.testing.assert_allclose(losses['loss'], expected, rtol=1e-4)
+  np.testing.assert_allclose(seen['x'], c_in * noised, rtol=1e-5)
+  np.testing.assert_allclose(seen['time'], np.log(t) / 4, rtol=1e-6)
+  level = process.level(t)
+  output = process.network_output(network, noised, level)
   np.testing.assert_allclose(
-      process.predict_x0(xt, t, target), x0, atol=2e-4
+      process.predict_x0(noised, level, output), denoised, rtol=1e-4, atol=1e-5
   )
+
+
+def test_edm_steps_are_equation_5():
+  steps = diffusion.EDM().steps(18)
+  i = np.arange(18)
+  expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+  np.testing.assert_allclose(steps.sigma, expected, rtol=1e-12)
+  np.testing.assert_allclose(steps.time, np.log(expected) / 4)
+  assert list(steps.t) == list(range(17, -1, -1))
+  assert list(diffusion.EDM().steps(1).sigma) == [80.0]
+
+
+@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+def test_min_snr_weighs_the_error_of_x0(prediction):
+  """Whatever is predicted: min(SNR, gamma) |x_0 - guess|^2 (Hang et al.)."""
+  process, t = process_of(prediction)
+  output = tf.sin(7.0 * X0)
+  losses = process.losses(
+      lambda x, time: output, X0, t, NOISE, loss='min_snr', min_snr_gamma=5.0
+  )
+  level = process.level(t)
+  guess = process.predict_x0(process.q_sample(X0, t, NOISE), level, output)
+  error = tf.reduce_mean(tf.square(guess - X0), axis=[1, 2, 3])
+  snr = np.square(level.alpha / level.sigma).ravel()
+  assert snr.min() < 5 < snr.max()
+  expected = np.minimum(snr, 5) * error
+  np.testing.assert_allclose(losses['loss'], expected, rtol=2e-3)
+
+
+def test_timesteps_are_told_in_thousandths():
+  process = diffusion.Diffusion(LINEAR[::4], rescale_timesteps=True)
+  assert list(process.level(tf.constant([0, 1, 249])).time) == [0, 4, 996]
 
 
 def test_v_is_the_velocity():
@@ -100,21 +172,28 @@ def test_v_is_the_velocity():
 
   expected = (x(phi + 1e-6) - x(phi - 1e-6)) / 2e-6
   one = tf.ones([1, 1, 1, 1])
-  v = process.target(0.3 * one, tf.constant([400]), 1.7 * one)
+  level = process.level(tf.constant([400]))
+  v = process.target(0.3 * one, level, 1.7 * one)
   assert float(v[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)
 
 
-def _vlb_by_hand(process, x0, xt, guess, variance):
-  """All terms of equation 5 in NumPy, from equations 2, 6, 7 and 13: bits."""
+def _vlb_by_hand(process, x0, xt, guess, variance, share=None):
+  """All terms of equation 5 in NumPy, from equations 2, 6, 7 and 13: bits.
+
+  A learned variance is equation 15 of Nichol and Dhariwal 2021.
+  """
   betas = process.betas
   abar = np.cumprod(1 - betas)
   before = np.append(1.0, abar[:-1])
   tilde = betas * (1 - before) / (1 - abar)
   terms = [0.5 * (abar[-1] * x0**2 - abar[-1] - np.log(1 - abar[-1]))]
   for t in range(len(betas)):
-    sigma2 = {'fixedlarge': betas[t], 'fixedsmall': tilde[t]}[variance]
-    if t == 0:
-      sigma2 = tilde[1]
+    # At t = 0 the posterior has none, and the next one's stands in for it.
+    small = tilde[max(t, 1)]
+    sigma2 = betas[t] if variance == 'fixedlarge' and t else small
+    if variance == 'learned_range':
+      v = (share[t] + 1) / 2
+      sigma2 = np.exp(v * np.log(betas[t]) + (1 - v) * np.log(small))
     a = np.sqrt(before[t]) * betas[t] / (1 - abar[t])
     b = np.sqrt(1 - betas[t]) * (1 - before[t]) / (1 - abar[t])
     mean = a * guess[t] + b * xt[t]
@@ -134,7 +213,9 @@ def _vlb_by_hand(process, x0, xt, guess, variance):
 
 @pytest.mark.parametrize('variance', diffusion.VARIANCES)
 def test_variational_bound(variance):
-  process = diffusion.Diffusion(LINEAR[::50], prediction='x0')
+  process = diffusion.Diffusion(
+      LINEAR[::50], prediction='x0', variance=variance
+  )
   rng = np.random.default_rng(0)
   levels = rng.integers(0, 256, [1, 6, 6, 1])
   levels[0, 0] = 0
@@ -143,14 +224,19 @@ def test_variational_bound(variance):
   xt = rng.normal(size=[20, 6, 6, 1])
   # Some guesses are beyond what an image can be, and are clipped.
   guess = x0[0] + 0.005 * rng.normal(size=[20, 6, 6, 1])
-  expected = _vlb_by_hand(process, x0[0], xt, guess.clip(-1, 1), variance)
+  share = rng.uniform(-1.2, 1.2, size=guess.shape)
+  expected = _vlb_by_hand(
+      process, x0[0], xt, guess.clip(-1, 1), variance, share
+  )
+  output = guess
+  if variance == 'learned_range':
+    output = np.concatenate([guess, share], axis=-1)
 
   t = tf.range(20)
   batch = tf.constant(np.repeat(x0, 20, axis=0), tf.float32)
   terms = process.vlb_term(
-      batch, tf.constant(xt, tf.float32), t, tf.constant(guess, tf.float32),
-      variance=variance,
-  )  # fmt: skip
+      batch, tf.constant(xt, tf.float32), t, tf.constant(output, tf.float32)
+  )
   prior = process.vlb_prior(batch[:1])
   np.testing.assert_allclose(prior, expected[:1], rtol=1e-3)
   np.testing.assert_allclose(terms[1:], expected[2:], rtol=2e-3, atol=1e-6)
@@ -160,16 +246,79 @@ def test_variational_bound(variance):
 
 def test_a_perfect_guess_costs_the_prior_and_the_last_step():
   """With the posterior's own variance the model is the posterior."""
-  process = diffusion.Diffusion(LINEAR[::50], prediction='x0')
+  process = diffusion.Diffusion(
+      LINEAR[::50], prediction='x0', variance='fixedsmall'
+  )
   x0 = tf.fill([20, 4, 4, 1], 3 / 127.5 - 1)
   xt = tf.random.stateless_normal(x0.shape, (0, 0))
-  terms = process.vlb_term(x0, xt, tf.range(20), x0, variance='fixedsmall')
+  terms = process.vlb_term(x0, xt, tf.range(20), x0)
   np.testing.assert_allclose(terms[1:], 0, atol=1e-6)
   assert terms[0] > 0
+
+
+def test_hybrid_and_vlb_losses():
+  """Equation 16 of Nichol and Dhariwal 2021, with 1000 / T of their code."""
+  betas = LINEAR[::50]
+  process = diffusion.Diffusion(betas, variance='learned_range')
+  rng = np.random.default_rng(1)
+  x0 = np.repeat(rng.integers(0, 256, [1, 4, 4, 1]) / 127.5 - 1, 20, axis=0)
+  noise, eps, share = rng.normal(size=[3, 20, 4, 4, 1])
+  abar = np.cumprod(1 - betas).reshape(-1, 1, 1, 1)
+  xt = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * noise
+  guess = (xt - np.sqrt(1 - abar) * eps) / np.sqrt(abar)
+  # The training loss does not clip the guess.
+  assert np.abs(guess).max() > 1.5
+  terms = _vlb_by_hand(process, x0[0], xt, guess, 'learned_range', share)[1:]
+  mse = np.mean((noise - eps) ** 2, axis=(1, 2, 3))
+
+  x0, noise, eps, share = (
+      tf.constant(x, tf.float32) for x in (x0, noise, eps, share)
+  )
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch([eps, share])
+    losses = {
+        loss: process.losses(
+            lambda x, time: tf.concat([eps, share], -1),
+            x0, tf.range(20), noise, loss=loss,
+        )
+        for loss in ('vlb', 'hybrid')
+    }  # fmt: skip
+    mean = tf.reduce_mean(losses['hybrid']['mse'])
+    bound = tf.reduce_mean(losses['hybrid']['vb'])
+  tolerance = {'rtol': 2e-3, 'atol': 1e-5}
+  got = losses['vlb']['loss'] / 20
+  np.testing.assert_allclose(got[1:], terms[1:], **tolerance)
+  # The decoder's, by Page's approximation.
+  np.testing.assert_allclose(got[0], terms[0], rtol=5e-2)
+  hybrid = losses['hybrid']
+  np.testing.assert_allclose(hybrid['mse'], mse, rtol=1e-5)
+  np.testing.assert_allclose(hybrid['vb'], 0.02 * got, rtol=1e-5)
+  np.testing.assert_allclose(
+      hybrid['loss'], hybrid['mse'] + hybrid['vb'], rtol=1e-6
+  )
+  assert tuple(hybrid) == diffusion.loss_terms('hybrid')
+  # The bound moves the variance alone, the square the guess alone.
+  np.testing.assert_array_equal(tape.gradient(bound, eps), 0)
+  np.testing.assert_array_equal(tape.gradient(mean, share), 0)
+  assert np.abs(tape.gradient(bound, share)).min() > 0
 
 
 def test_refuses():
   with pytest.raises(ValueError, match="schedule is 'quadratic', expected"):
     diffusion.betas_for('quadratic', 10, beta_start=0, beta_end=1)
-  with pytest.raises(ValueError, match="prediction is 'noise', expected"):
-    diffusion.Diffusion(LINEAR, prediction='noise')
+  for prediction in ('noise', 'edm'):
+    with pytest.raises(ValueError, match=f"prediction is '{prediction}', exp"):
+      diffusion.Diffusion(LINEAR, prediction=prediction)
+  with pytest.raises(ValueError, match="variance is 'small', expected"):
+    diffusion.Diffusion(LINEAR, variance='small')
+  with pytest.raises(ValueError, match='steps is 0, expected 1 to 1000'):
+    diffusion.EDM().steps(0)
+
+
+def test_timesteps():
+  assert list(diffusion.timesteps_for(1000, 4)) == [999, 666, 333, 0]
+  assert list(diffusion.timesteps_for(5, 5)) == [4, 3, 2, 1, 0]
+  assert list(diffusion.timesteps_for(1000, 1)) == [999]
+  for steps in (0, 1001):
+    with pytest.raises(ValueError, match='expected 1 to 1000'):
+      diffusion.timesteps_for(1000, steps)

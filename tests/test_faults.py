@@ -71,7 +71,7 @@ def poison(workdir):
   model = config_lib.build_model(tiny_config())
   state = state_lib.State(
       state_lib.flatten(model.trainable_variables),
-      ema_decays=(0.995,),
+      ema_names=('0.995',),
       use_loss_scale=False,
   )
   checkpoints = checkpoint.Checkpointer(

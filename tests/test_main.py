@@ -188,7 +188,7 @@ def test_refuses_another_trajectory_and_keeps_the_run(run):
         (['--steps=21'], '--steps is 21, expected 1 to 20'),
         (['--seeds=5-1'], "--seeds is '5-1', expected"),
         (['--checkpoint=3'], 'has the steps: 2, 4'),
-        (['--weights=best'], "--weights is 'best', expected ema or raw"),
+        (['--weights=best'], "--weights is 'best', expected ema"),
         (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
     ],
 )

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import ema
 from ddpm import optimizer
 
 
@@ -46,6 +45,7 @@ def test_epsilon_stands_outside_the_corrected_root():
         ('constant', [0, 0.5, 1, 1, 1]),
         ('linear', [0, 0.45, 0.8, 0.5, 0]),
         ('cosine', [0, 0.5 * 0.97553, 0.90451, 0.5, 0]),
+        ('inverse_sqrt', [0, 0.5, 1, 1, 1]),
     ],
 )
 def test_learning_rate(decay, expected):
@@ -60,6 +60,21 @@ def test_learning_rate(decay, expected):
       for step in (0, 10, 20, 50, 100)
   ]
   np.testing.assert_allclose(rates, expected, atol=1e-5)
+
+
+def test_inverse_sqrt_falls_from_decay_steps_on():
+  steps = np.array([0, 50, 100, 399, 400, 401, 10_000, 10**8])
+  rates = [
+      optimizer.learning_rate(
+          tf.constant(step), base=1e-2, warmup_steps=100,
+          decay='inverse_sqrt', decay_steps=400,
+      )
+      for step in steps
+  ]  # fmt: skip
+  expected = (
+      1e-2 * np.minimum(steps / 100, 1) / np.sqrt(np.maximum(steps / 400, 1))
+  )
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 def test_clip():
@@ -81,11 +96,3 @@ def test_loss_scale():
   assert after(8.0, 5, False) == (4.0, 0)
   assert after(8.0, 1999, True) == (16.0, 0)
   assert after(1.0, 0, False) == (1.0, 0)
-
-
-def test_ema_in_closed_form():
-  average = tf.zeros(2)
-  for _ in range(30):
-    average = ema.update(average, tf.constant([1.0, 2.0]), 0.9)
-  expected = (1 - 0.9**30) * np.array([1, 2])
-  np.testing.assert_allclose(average, expected, rtol=1e-5)

@@ -13,43 +13,54 @@ BETAS = diffusion.betas_for('linear', 50, beta_start=1e-3, beta_end=0.15)
 SHAPE = (2, 2, 1)
 
 
-def gaussian_network(betas, mean=0.2, std=0.2):
-  """The best guess of the noise, for pixels ~ N(mean, std^2)."""
-  abar = np.cumprod(1 - betas)
+def gaussian_network(process, mean=0.2, std=0.2):
+  """The best guess of what is predicted, for pixels ~ N(mean, std^2)."""
 
-  def network(x, t):
-    a = tf.gather(tf.constant(abar, tf.float32), t)[:, None, None, None]
-    return tf.sqrt(1 - a) * (x - tf.sqrt(a) * mean) / (a * std**2 + 1 - a)
+  def network(x, time):
+    if isinstance(process, diffusion.EDM):
+      sigma = tf.exp(4.0 * time)[:, None, None, None]
+      alpha = tf.ones_like(sigma)
+      x *= tf.sqrt(sigma**2 + process.sigma_data**2)  # what c_in took
+    else:
+      level = process.level(tf.cast(time, tf.int32))
+      alpha, sigma = level.alpha, level.sigma
+    total = (alpha * std) ** 2 + sigma**2
+    noise = sigma * (x - alpha * mean) / total
+    x0 = mean + alpha * std**2 * (x - alpha * mean) / total
+    return process.target(x0, diffusion.Level(alpha, sigma, time), noise)
 
   return network
 
 
-def draw(sampler, steps, *, n, variance='fixedlarge', betas=BETAS):
-  process = diffusion.Diffusion(betas)
-  ts = samplers.timesteps_for(len(betas), steps)
-  table = samplers.coefficients(
-      process, ts, sampler=sampler, variance=variance
+def draw(
+    sampler, steps, *, n, process=None, jit_compile=True, clip=True, **kwargs
+):
+  """float32 [n, *SHAPE] of the analytic network, for seeds 0 to n - 1."""
+  process = process or diffusion.Diffusion(BETAS)
+  rows = samplers.table(
+      process, process.steps(steps), sampler=sampler, **kwargs
   )
 
   def function(keys):
     return samplers.sample(
-        gaussian_network(betas),
+        gaussian_network(process),
         process,
-        ts,
-        table,
+        rows,
         keys=keys,
         image_shape=SHAPE,
+        clip=clip,
     )
 
   keys = rng.fold_in(rng.key(0), tf.range(n))
-  return tf.function(function, jit_compile=True)(keys).numpy()
+  return tf.function(function, jit_compile=jit_compile)(keys).numpy()
 
 
-@pytest.mark.parametrize('variance', diffusion.VARIANCES)
+@pytest.mark.parametrize('variance', ('fixedlarge', 'fixedsmall'))
 def test_ancestral_is_algorithm_2(variance):
   """A loop over T single steps, in float64, with Ho's coefficients."""
   alphas, abar = 1 - BETAS, np.cumprod(1 - BETAS)
-  network = gaussian_network(BETAS)
+  process = diffusion.Diffusion(BETAS, variance=variance)
+  network = gaussian_network(process)
   keys = rng.fold_in(rng.key(0), tf.range(5))
   x = rng.normal(rng.fold_in(keys, 50), SHAPE).numpy().astype(np.float64)
   for t in reversed(range(50)):
@@ -66,15 +77,14 @@ def test_ancestral_is_algorithm_2(variance):
       beta *= (1 - before) / (1 - abar[t])
     z = rng.normal(rng.fold_in(keys, t), SHAPE).numpy() if t else 0
     x = mean + np.sqrt(beta) * z
-  expected = np.round(np.clip((x + 1) * 127.5, 0, 255))
-  got = draw('ancestral', 50, n=5, variance=variance)
-  assert np.abs(got - expected).max() <= 1
+  got = draw('ancestral', 50, n=5, process=process)
+  np.testing.assert_allclose(got, x, atol=1e-5)
 
 
 def test_ddim_is_equation_12():
   abar = np.cumprod(1 - BETAS)
-  ts = samplers.timesteps_for(50, 10)
-  network = gaussian_network(BETAS)
+  ts = diffusion.timesteps_for(50, 10)
+  network = gaussian_network(diffusion.Diffusion(BETAS))
   keys = rng.fold_in(rng.key(0), tf.range(5))
   x = rng.normal(rng.fold_in(keys, 50), SHAPE).numpy().astype(np.float64)
   for t, s in zip(ts, [*ts[1:], None]):
@@ -84,30 +94,172 @@ def test_ddim_is_equation_12():
     eps = (x - np.sqrt(abar[t]) * x0) / np.sqrt(1 - abar[t])
     a = 1.0 if s is None else abar[s]
     x = np.sqrt(a) * x0 + np.sqrt(1 - a) * eps
-  expected = np.round(np.clip((x + 1) * 127.5, 0, 255))
-  assert np.abs(draw('ddim', 10, n=5) - expected).max() <= 1
+  np.testing.assert_allclose(draw('ddim', 10, n=5), x, atol=1e-5)
+
+
+LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
+
+
+@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+@pytest.mark.parametrize(
+    'sampler, steps, kwargs',
+    [
+        ('ancestral', 1000, {}),
+        ('ancestral', 500, {}),
+        ('ddim', 200, {}),
+        ('ddim', 1000, {'eta': 1.0}),
+        ('dpmpp_2m', 200, {}),
+        ('heun', 50, {}),
+    ],
+)
+def test_draws_the_distribution(sampler, steps, prediction, kwargs):
+  """Means and standard deviations of a Gaussian, whatever is predicted."""
+  if prediction == 'edm':
+    process = diffusion.EDM()
+  else:
+    process = diffusion.Diffusion(LINEAR, prediction=prediction)
+  clip = sampler != 'heun'
+  x = draw(sampler, steps, n=4000, process=process, clip=clip, **kwargs)
+  assert x.mean() == pytest.approx(0.2, abs=0.01)
+  assert x.std() == pytest.approx(0.2, abs=0.01)
+
+
+def exact_flow(process, steps, n):
+  """Where the probability flow of the Gaussian leads, in closed form.
+
+  Every sampler without noise solves dx/dt of Song et al. 2021b, along which
+  (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2) stands still; from the last
+  level each takes the best guess of x_0.
+  """
+  levels = process.steps(steps)
+  keys = rng.fold_in(rng.key(0), tf.range(n))
+  x = rng.normal(rng.fold_in(keys, process.num_timesteps), SHAPE).numpy()
+  x = x.astype(np.float64) * process.prior_sigma
+
+  def std(i):
+    return np.sqrt((levels.alpha[i] * 0.2) ** 2 + levels.sigma[i] ** 2)
+
+  x = (x - levels.alpha[0] * 0.2) / std(0) * std(-1)
+  return 0.2 + levels.alpha[-1] * 0.2**2 * x / std(-1) ** 2
 
 
 @pytest.mark.parametrize(
-    'sampler, steps, variance',
-    [('ancestral', 1000, 'fixedlarge'), ('ancestral', 1000, 'fixedsmall'),
-     ('ancestral', 500, 'fixedlarge'), ('ddim', 200, 'fixedlarge')],
+    'sampler, order', [('ddim', 1), ('dpmpp_2m', 2), ('heun', 2)]
+)
+@pytest.mark.parametrize('process', [
+    diffusion.Diffusion(LINEAR, prediction='v'), diffusion.EDM()
+], ids=['vp', 'edm'])  # fmt: skip
+def test_deterministic_samplers_reach_the_analytic_end(
+    sampler, order, process
+):
+  errors = []
+  for steps in (112, 334):  # 999 / 111 and 999 / 333 are whole
+    x = draw(
+        sampler, steps, n=50, process=process, clip=False, jit_compile=False
+    )
+    errors.append(np.abs(x - exact_flow(process, steps, 50)).max())
+  # Three times the steps: the error falls by 3, or by 9.
+  assert errors[0] < 0.05
+  assert errors[0] / errors[1] > (6 if order == 2 else 2.5)
+
+
+def moments(process, sampler, steps, *, std, share=None, **kwargs):
+  """Mean and standard deviation of a pixel's samples, in float64.
+
+  For pixels ~ N(0.2, std^2) the best guess of x_0 is affine in x_t, and so is
+  the whole chain: its Gaussian is followed in closed form.
+  """
+  levels = process.steps(steps)
+  rows = samplers.table(process, levels, sampler=sampler, **kwargs)
+  alpha, sigma = rows['alpha'], rows['sigma']
+  gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
+  mean, covariance = np.zeros(2), np.zeros([2, 2])  # of (x, m)
+  covariance[0, 0] = process.prior_sigma**2
+  for i in range(len(alpha)):
+    row = {name: column[i] for name, column in rows.items()}
+    a = np.array([
+        [row['x_x0'] * gain[i] + row['x_x'], row['x_m']],
+        [row['m_x0'] * gain[i] + row['m_x'], 0.0],
+    ])  # fmt: skip
+    b = np.array([row['x_x0'], row['m_x0']]) * (1 - gain[i] * alpha[i]) * 0.2
+    noise = row['noise']
+    if share is not None:
+      low, high = row['log_posterior'], row['log_beta']
+      noise *= np.exp(0.5 * (low + share[i] * (high - low)))
+    mean, covariance = a @ mean + b, a @ covariance @ a.T
+    covariance[0, 0] += noise**2
+  return mean[0], np.sqrt(covariance[0, 0])
+
+
+FINE = diffusion.betas_for('linear', 4000, beta_start=2.5e-5, beta_end=0.005)
+
+
+@pytest.mark.parametrize(
+    'process, sampler, steps, std',
+    [
+        # Ho et al., section 3.2: the variance that is best for x_0 ~ N(0, I),
+        # and for a single x_0, in however few steps.
+        (diffusion.Diffusion(LINEAR), 'ancestral', 10, 1.0),
+        (diffusion.Diffusion(LINEAR, variance='fixedsmall'),
+         'ancestral', 10, 1e-6),
+        (diffusion.Diffusion(LINEAR), 'ancestral', 1000, 0.2),
+        (diffusion.EDM(), 'ddim', 1000, 0.2),
+        (diffusion.Diffusion(FINE), 'ddim', 4000, 0.2),
+        (diffusion.Diffusion(LINEAR), 'dpmpp_2m', 334, 0.2),
+        (diffusion.EDM(), 'dpmpp_2m', 100, 0.2),
+        (diffusion.Diffusion(LINEAR), 'heun', 100, 0.2),
+        (diffusion.EDM(), 'heun', 100, 0.2),
+    ],
 )  # fmt: skip
-def test_draws_the_distribution(sampler, steps, variance):
-  betas = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
-  images = draw(sampler, steps, n=4000, variance=variance, betas=betas)
-  pixels = images.astype(np.float64) / 127.5 - 1
-  assert pixels.mean() == pytest.approx(0.2, abs=0.01)
-  assert pixels.std() == pytest.approx(0.2, abs=0.01)
+def test_moments_are_the_datas(process, sampler, steps, std):
+  mean, spread = moments(process, sampler, steps, std=std)
+  assert mean == pytest.approx(0.2, abs=1e-3)
+  assert spread == pytest.approx(std, abs=1e-3)
 
 
-def test_timesteps():
-  assert list(samplers.timesteps_for(1000, 4)) == [999, 666, 333, 0]
-  assert list(samplers.timesteps_for(5, 5)) == [4, 3, 2, 1, 0]
-  assert list(samplers.timesteps_for(1000, 1)) == [999]
-  for steps in (0, 1001):
-    with pytest.raises(ValueError, match='expected 1 to 1000'):
-      samplers.timesteps_for(1000, steps)
+@pytest.mark.parametrize('steps', [10, 50, 1000])
+def test_the_best_variance_draws_the_data_in_any_number_of_steps(steps):
+  """Bao et al. 2022, "Analytic-DPM": posterior's + coef_x0^2 Var(x_0 | x_t),
+  which a learned range can be, lies between the fixed ones."""
+  process = diffusion.Diffusion(LINEAR, variance='learned_range')
+  t = diffusion.timesteps_for(1000, steps)
+  coef = process.posterior(t, np.append(t[1:], -1))
+  abar = process.alphas_cumprod[t]
+  uncertain = 0.2**2 * (1 - abar) / (abar * 0.2**2 + 1 - abar)
+  best = coef['variance'] + coef['coef_x0'] ** 2 * uncertain
+  low, high = np.log(coef['variance'][:-1]), np.log(coef['beta'][:-1])
+  share = np.append((np.log(best[:-1]) - low) / (high - low), 0.0)
+  assert share[:-1].min() > 0 and share.max() < 1
+  mean, spread = moments(process, 'ancestral', steps, std=0.2, share=share)
+  # But for the last step, which draws no noise.
+  last = np.sqrt(0.2**2 - uncertain[-1])
+  assert mean == pytest.approx(0.2, abs=1e-3)
+  assert spread == pytest.approx(last, abs=1e-4)
+
+
+def test_a_learned_variance_lies_between_the_fixed_ones():
+  """At its ends the noise is the posterior's, and beta's."""
+
+  def learned(share):
+    process = diffusion.Diffusion(BETAS, variance='learned_range')
+    plain = gaussian_network(diffusion.Diffusion(BETAS))
+    rows = samplers.table(process, process.steps(10), sampler='ancestral')
+
+    def network(x, time):
+      return tf.concat([plain(x, time), tf.fill(tf.shape(x), share)], -1)
+
+    return samplers.sample(
+        network, process, rows, image_shape=SHAPE,
+        keys=rng.fold_in(rng.key(0), tf.range(5)),
+    ).numpy()  # fmt: skip
+
+  ends = {}
+  for share, variance in ((-1.0, 'fixedsmall'), (1.0, 'fixedlarge')):
+    process = diffusion.Diffusion(BETAS, variance=variance)
+    ends[share] = draw('ancestral', 10, n=5, process=process)
+    np.testing.assert_allclose(learned(share), ends[share], atol=1e-5)
+  between = np.abs(learned(0.0) - ends[-1.0]).max()
+  assert 0 < between < np.abs(ends[1.0] - ends[-1.0]).max()
 
 
 def test_an_image_depends_on_its_seed_alone():
@@ -116,7 +268,7 @@ def test_an_image_depends_on_its_seed_alone():
   for batch_size in (1, 3, 8):
     sampler = samplers.Sampler(
         network.model, network.layout, network.diffusion, sampler='ancestral',
-        steps=5, variance='fixedlarge', batch_size=batch_size,
+        steps=5, batch_size=batch_size,
         jit_compile=batch_size == 8,
     )  # fmt: skip
     batches = list(sampler(network.params, np.array([7, 0, 2**40, 3])))
@@ -131,8 +283,40 @@ def test_a_class_for_each_seed():
   network = Network(num_classes=3)
   sampler = samplers.Sampler(
       network.model, network.layout, network.diffusion, sampler='ddim',
-      steps=2, variance='fixedlarge', batch_size=2, jit_compile=False,
+      steps=2, batch_size=2, jit_compile=False,
   )  # fmt: skip
   assert list(sampler.labels(np.arange(5))) == [0, 1, 2, 0, 1]
   (images,) = sampler(network.params, np.array([4, 5]))
   assert images.shape == (2, 8, 8, 1)
+  (same,) = sampler(
+      network.params, np.array([4, 5]), np.array([1, 2], np.int32)
+  )
+  np.testing.assert_array_equal(images, same)
+  (other,) = sampler(
+      network.params, np.array([4, 5]), np.array([1, 1], np.int32)
+  )
+  np.testing.assert_array_equal(images[0], other[0])
+  assert np.abs(images[1].astype(int) - other[1]).max() > 2
+
+
+def test_guidance_goes_beyond_the_class():
+  """none + s (class - none); the variance is the class's."""
+  network = Network(num_classes=3, null_class=True, learned_variance=True)
+  x = tf.random.stateless_normal([2, 8, 8, 1], (0, 0))
+  time = tf.constant([3.0, 9.0])
+
+  def ask(labels, guidance):
+    bound = samplers.bind(
+        network.model, network.layout, network.params,
+        tf.constant(labels), guidance=guidance,
+    )  # fmt: skip
+    return bound(x, time).numpy()
+
+  given, none = ask([0, 2], 1.0), ask([3, 3], 1.0)
+  assert np.abs(given - none).max() > 1e-3
+  guided = ask([0, 2], 2.5)
+  np.testing.assert_allclose(
+      guided[..., :1], (none + 2.5 * (given - none))[..., :1], atol=1e-5
+  )
+  np.testing.assert_allclose(guided[..., 1:], given[..., 1:], atol=1e-6)
+  np.testing.assert_allclose(ask([0, 2], 0.0)[..., :1], none[..., :1], atol=1e-5)

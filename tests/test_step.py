@@ -6,9 +6,12 @@ import pytest
 import tensorflow as tf
 
 from ddpm import config as config_lib
+from ddpm import diffusion
 from ddpm import optimizer
+from ddpm import rng
 from ddpm import state as state_lib
 from ddpm import step as step_lib
+from ddpm import timesteps
 from ddpm import train
 from ddpm.errors import UserError
 
@@ -125,35 +128,41 @@ def test_loss_is_the_papers(network):
       return tf.zeros_like(x) + 0 * tf.reduce_sum(weights[0]), []
 
   gradient = step_lib.gradient_function(
-      Spy(), network.layout, network.diffusion, seed=0, batch_size=4,
-      replica_batch_size=4, random_flip=False, dropout=False,
+      Spy(), network.layout, network.diffusion, timesteps.Uniform(20), seed=0,
+      batch_size=4, replica_batch_size=4, random_flip=False, dropout=False,
       jit_compile=False,
   )  # fmt: skip
   packed = gradient(
       network.params, tf.constant(1.0), tf.constant(3, tf.int64),
-      tf.constant(0.0), tf.zeros([4, 8, 8, 1], tf.uint8),
+      tf.constant(0.0), {}, tf.zeros([4, 8, 8, 1], tf.uint8),
       tf.zeros([4], tf.int32), tf.range(4, dtype=tf.int64),
   )  # fmt: skip
+  weights, losses, _ = step_lib.unpack(packed, network.layout.size, 4)
   # The noise's mean square, for an output of zero.
-  assert float(packed[-2]) == pytest.approx(1, abs=0.25)
-  np.testing.assert_array_equal(packed[:-2], 0)
+  np.testing.assert_allclose(losses, np.ones([1, 4]), atol=0.5)
+  assert np.mean(losses) == pytest.approx(1, abs=0.25)
+  np.testing.assert_array_equal(weights, 0)
 
 
-def gradient_of(network, **kwargs):
+def gradient_of(network, choice=None, memory=None, **kwargs):
+  """A function that computes gradient [P], then losses [4], then stop."""
+  choice = choice or timesteps.Uniform(20)
   settings = {
       'seed': 0, 'batch_size': 4, 'replica_batch_size': 4,
       'random_flip': True, 'dropout': True, 'jit_compile': False,
   } | kwargs  # fmt: skip
   function = step_lib.gradient_function(
-      network.model, network.layout, network.diffusion, **settings
+      network.model, network.layout, network.diffusion, choice, **settings
   )
+  memory = choice.initial() if memory is None else memory
   b = settings['replica_batch_size']
   images = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 1], np.uint8)
 
   def call(step=3, start=0, loss_scale=1.0, stop=0.0):
     return function(
         network.params, tf.constant(loss_scale), tf.constant(step, tf.int64),
-        tf.constant(stop), images[start : start + b], np.zeros([b], np.int32),
+        tf.constant(stop), memory, images[start : start + b],
+        np.zeros([b], np.int32),
         np.arange(start, start + b, dtype=np.int64),
     ).numpy()  # fmt: skip
 
@@ -169,7 +178,81 @@ def test_shares_of_replicas_sum_to_the_whole(network, gradient):
   whole = gradient()
   half = gradient_of(network, replica_batch_size=2)
   np.testing.assert_allclose(half(start=0) + half(start=2), whole, atol=2e-6)
+  # Each replica knows the losses of its own images.
+  np.testing.assert_array_equal(half(start=2)[-5:-3], 0)
   assert np.linalg.norm(whole) > 0.1
+
+
+@pytest.mark.parametrize('jit_compile', [False, True])
+def test_accumulated_parts_are_the_large_batch(
+    network, gradient, jit_compile
+):
+  parts = gradient_of(
+      network, accumulation_steps=2, jit_compile=jit_compile
+  )
+  whole = gradient()
+  np.testing.assert_allclose(parts(), whole, atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_rare_timestep_weighs_more(network):
+  """The gradient is of the weighted mean; the losses are as they are."""
+  choice = timesteps.LossSecondMoment(20)
+  memory = {
+      'losses': tf.repeat(tf.range(1.0, 21.0)[:, None], 10, axis=1),
+      'counts': tf.fill([20], 10),
+  }
+  losses = gradient_of(network, choice, memory)()[-5:-1]
+  keys = step_lib.example_keys(0, 3, tf.range(4, dtype=tf.int64))
+  t, weight, _ = choice.draw(rng.fold_in(keys, 0), memory)
+  p = np.arange(1, 21) / 210 * 0.999 + 0.001 / 20
+  np.testing.assert_allclose(weight, 1 / (20 * p[t]), rtol=1e-5)
+
+  state = state_lib.State(
+      network.params, ema_names=(), use_loss_scale=False, memory=memory
+  )
+  update = update_of(state, choice, batch_size=4)
+  packed = tf.concat([tf.zeros_like(network.params), losses, [0.0]], 0)
+  tensors = state.read() | {'step': tf.constant(3, tf.int64)}
+  new, metrics = update(tensors, packed)
+  expected = np.mean(losses * weight)
+  assert float(metrics['loss']) == pytest.approx(expected, rel=1e-5)
+  assert int(tf.reduce_sum(new['memory']['counts'])) == 204
+  kept = [loss in new['memory']['losses'][i] for i, loss in zip(t, losses)]
+  assert all(kept)
+
+
+def test_label_dropout_withholds_classes(network):
+  seen = []
+
+  class Spy:
+    image_shape = (8, 8, 1)
+    num_classes = 3
+
+    def stateless_call(self, weights, _, x, t, labels, dropout_keys):
+      seen.append(labels)
+      tf.debugging.assert_equal(tf.shape(labels), [256])
+      # The labels, as the losses show them.
+      output = tf.cast(labels, tf.float32)[:, None, None, None]
+      return output * tf.ones_like(x) + 0 * tf.reduce_sum(weights[0]), []
+
+  process = diffusion.Diffusion(network.diffusion.betas, prediction='x0')
+  gradient = step_lib.gradient_function(
+      Spy(), network.layout, process, timesteps.Uniform(20), seed=0,
+      batch_size=256, replica_batch_size=256, random_flip=False, dropout=False,
+      jit_compile=False, label_dropout=0.25,
+  )  # fmt: skip
+  packed = gradient(
+      network.params, tf.constant(1.0), tf.constant(3, tf.int64),
+      tf.constant(0.0), {}, tf.fill([256, 8, 8, 1], np.uint8(255)),
+      tf.range(256) % 3, tf.range(256, dtype=tf.int64),
+  )  # fmt: skip
+  _, losses, _ = step_lib.unpack(packed, network.layout.size, 256)
+  labels = np.sqrt(losses[0])  # |label - 1|
+  dropped = labels == 2  # the null class, 3
+  assert 0.15 < dropped.mean() < 0.35
+  np.testing.assert_array_equal(
+      labels[~dropped], np.abs(np.arange(256) % 3 - 1.0)[~dropped]
+  )
 
 
 def test_gradient_depends_on_seed_and_step_and_not_on_the_loss_scale(
@@ -183,28 +266,30 @@ def test_gradient_depends_on_seed_and_step_and_not_on_the_loss_scale(
 
 
 def test_gradient_is_the_slope_of_the_loss(network, gradient, monkeypatch):
-  whole = gradient()[:-2]
+  whole = gradient()[:-5]
   direction = whole / np.linalg.norm(whole)
   params, losses = network.params, []
   for step in (-1e-2, 1e-2):
     monkeypatch.setattr(network, 'params', params + step * direction)
-    losses.append(gradient()[-2])
+    losses.append(gradient()[-5:-1].mean())
   slope = (losses[1] - losses[0]) / 2e-2
   assert slope == pytest.approx(np.linalg.norm(whole), rel=1e-2)
 
 
-def update_of(state, **kwargs):
+def update_of(state, choice=None, **kwargs):
   settings = {
+      'seed': 0, 'batch_size': 1,
       'rate': lambda step: tf.constant(0.1), 'beta1': 0.9, 'beta2': 0.99,
       'epsilon': 1e-8, 'clip_norm': 0.0, 'use_loss_scale': False,
       'jit_compile': False,
   } | kwargs  # fmt: skip
-  return step_lib.update_function(state, **settings)
+  choice = choice or timesteps.Uniform(20)
+  return step_lib.update_function(state, choice, **settings)
 
 
 def test_update_moves_every_part_of_the_state():
   state = state_lib.State(
-      tf.constant([1.0, 2.0]), ema_decays=(0.9, 0.5), use_loss_scale=False
+      tf.constant([1.0, 2.0]), ema_names=('0.9', '0.5'), use_loss_scale=False
   )
   packed = tf.constant([3.0, 4.0, 0.7, 1.0])
   new, metrics = update_of(state)(state.read(), packed)
@@ -219,11 +304,37 @@ def test_update_moves_every_part_of_the_state():
   assert int(metrics['step']) == 1 and float(metrics['stop']) == 1
 
 
+def test_losses_by_quartile_are_means_since_the_last_log():
+  state = state_lib.State(
+      tf.zeros([1]), ema_names=(), use_loss_scale=False, num_terms=3
+  )
+  update = update_of(state, batch_size=8, loss='hybrid', log_every_steps=2)
+  choice, tensors = timesteps.Uniform(20), state.read()
+  generator = np.random.default_rng(0)
+  losses, quartiles = [], []
+  for step in range(4):
+    losses.append(generator.random([3, 8]).astype(np.float32))
+    packed = np.concatenate([[0.0], losses[-1].ravel(), [0.0]])
+    tensors, metrics = update(tensors, tf.constant(packed, tf.float32))
+    keys = step_lib.example_keys(0, step, tf.range(8, dtype=tf.int64))
+    quartiles.append(choice.draw(rng.fold_in(keys, 0), {}).quartile)
+    for i, name in enumerate(('loss', 'mse', 'vb')):
+      assert float(metrics[name]) == pytest.approx(losses[-1][i].mean())
+      since = slice(step // 2 * 2, None)
+      for q in range(4):
+        own = np.concatenate(losses[since], 1)[i]
+        own = own[np.concatenate(quartiles[since]) == q]
+        expected = own.mean() if len(own) else np.nan
+        assert float(metrics[f'{name}_q{q}']) == pytest.approx(
+            expected, nan_ok=True
+        )
+
+
 @pytest.mark.parametrize('use_loss_scale', [False, True])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_no_weight(use_loss_scale, bad):
   state = state_lib.State(
-      tf.constant([1.0, 2.0]), ema_decays=(0.9,), use_loss_scale=use_loss_scale
+      tf.constant([1.0, 2.0]), ema_names=('0.9',), use_loss_scale=use_loss_scale
   )
   before = state.read()
   # With XLA, which must not take a NaN for a number.

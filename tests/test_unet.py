@@ -137,7 +137,7 @@ def test_agrees_with_numpy(network):
 
 
 def test_heads_split_the_channels():
-  layer = unet.Attention(8, num_heads=2, norm_groups=4)
+  layer = unet.Attention(8, unet.Settings(num_heads=2, norm_groups=4))
   layer.build((None, 2, 2, 8))
   x = np.random.default_rng(0).normal(size=(1, 2, 2, 8)).astype(np.float32)
   layer.out.kernel.assign(np.eye(8))

@@ -33,7 +33,6 @@ class Bits:
           run.diffusion,
           images,
           rng.key(numbers),
-          variance=config.diffusion.variance,
           jit_compile=config.jit_compile,
       )
 
@@ -77,19 +76,17 @@ class Bits:
     }
 
 
-def bits_per_dim(network, diffusion, images, keys, *, variance, jit_compile):
+def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
   """The negative log-likelihood's bound, equation 5 of Ho et al. 2020.
 
   One draw of x_t for each t, as in Ho's code and in that of Nichol and
   Dhariwal 2021.
 
   Args:
-    network: function (x float32 [B, H, W, C], t int32 [B]) -> output, of x's
-      shape.
+    network: function (x float32 [B, H, W, C], time float32 [B]) -> output.
     diffusion: `diffusion.Diffusion`.
     images: uint8 [B, H, W, C].
     keys: uint32 [B, 2], the draws' key of each image.
-    variance: of the model's steps, one of `diffusion.VARIANCES`.
     jit_compile: whether to compile a term with XLA.
 
   Returns:
@@ -102,7 +99,8 @@ def bits_per_dim(network, diffusion, images, keys, *, variance, jit_compile):
   def term(t):
     ts = tf.fill([batch], t)
     xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
-    return diffusion.vlb_term(x0, xt, ts, network(xt, ts), variance=variance)
+    output = diffusion.network_output(network, xt, diffusion.level(ts))
+    return diffusion.vlb_term(x0, xt, ts, output)
 
   _, total = tf.while_loop(
       lambda t, total: t < diffusion.num_timesteps,

@@ -27,7 +27,7 @@ def checkpointer(workdir):
   model = config_lib.build_model(config)
   state = state_lib.State(
       state_lib.flatten(model.trainable_variables),
-      ema_decays=config.ema.decays,
+      ema_names=('0.995',),
       use_loss_scale=False,
   )
   checkpoints = checkpoint.Checkpointer(

@@ -1,0 +1,56 @@
+"""CIFAR-10 as in Karras et al. 2022, "EDM": DDPM++ and their preconditioning.
+
+  python -m ddpm.main --config=configs/cifar10_edm.py --workdir=runs/edm
+  python -m ddpm.main --config=configs/cifar10_edm.py:conditional --workdir=runs/c
+
+Their results with non-leaky augmentation, which is not built here: FID 1.97,
+and 1.79 with classes, by the 18 steps of Heun's method that this config draws
+with. Without it images are only flipped, and theirs are worse: do not expect
+those.
+
+200 million images, 390,625 steps of 512; theirs took 2 days on 8 V100 GPUs.
+Here: not measured.
+"""
+
+from configs import default
+
+_IMAGES = 512  # in a step
+
+
+def get_config(variant='unconditional'):
+  if variant not in ('unconditional', 'conditional'):
+    raise ValueError(f'variant is {variant!r}, expected conditional or none')
+  config = default.get_config()
+
+  config.data.name = 'tfds:cifar10'
+
+  config.model.channel_multipliers = (2, 2, 2)
+  config.model.num_res_blocks = 4
+  config.model.dropout = 0.13
+  config.model.variant = 'ddpmpp'
+  config.model.resample = 'block'
+  config.model.init = 'edm'
+  if variant == 'conditional':
+    config.model.num_classes = 10
+
+  config.diffusion.schedule = 'edm'
+  config.diffusion.prediction = 'edm'
+  config.diffusion.timesteps = 'lognormal'
+  config.diffusion.variance = 'fixedsmall'
+
+  config.optimizer.learning_rate = 1e-3
+  # Over 10 million images.
+  config.optimizer.warmup_steps = 10_000_000 // _IMAGES
+  config.optimizer.clip_norm = 0.0
+
+  # A half-life of 0.5 million images.
+  config.ema.decays = (0.5 ** (_IMAGES / 500_000),)
+  config.ema.rampup_ratio = 0.05
+
+  config.train.batch_size = _IMAGES
+  config.train.num_steps = 200_000_000 // _IMAGES
+
+  config.sample.sampler = 'heun'
+  config.sample.steps = 18
+
+  return config

@@ -1,0 +1,20 @@
+"""The config that a workdir has: to train on what ddpm.convert made, say.
+
+  python -m ddpm.main --config=configs/workdir.py:runs/cat --workdir=runs/cat
+
+What defines the trajectory of a run is settled there; all else may change, as
+with --config.train.num_steps=900_000. Hardware, time and result: the run's.
+"""
+
+from ddpm import config as config_lib
+from ddpm.errors import UserError
+
+
+def get_config(workdir):
+  try:
+    config = config_lib.load(workdir)
+  except UserError as e:
+    raise ValueError(str(e)) from e
+  if config is None:
+    raise ValueError(f'{workdir} has no config.json')
+  return config
