@@ -1,7 +1,7 @@
 """CIFAR-10 as in Karras et al. 2022, "EDM": DDPM++ and their preconditioning.
 
   python -m ddpm.main --config=configs/cifar10_edm.py --workdir=runs/edm
-  python -m ddpm.main --config=configs/cifar10_edm.py:conditional --workdir=runs/c
+  python -m ddpm.main --config=configs/cifar10_edm.py:conditional --workdir=DIR
 
 Their results with non-leaky augmentation, which is not built here: FID 1.97,
 and 1.79 with classes, by the 18 steps of Heun's method that this config draws

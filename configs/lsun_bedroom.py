@@ -1,6 +1,6 @@
 """LSUN Bedroom at 256 x 256 as in Ho et al. 2020: 113,673,219 parameters.
 
-  python -m ddpm.main --config=configs/lsun_bedroom.py --workdir=runs/lsun_bedroom
+  python -m ddpm.main --config=configs/lsun_bedroom.py --workdir=runs/bedroom
 
 The 3,033,042 images are kept in the host's memory, 555 GiB: on a smaller
 machine a part of them, --config.data.split='train[:10%]'.

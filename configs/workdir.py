@@ -6,15 +6,21 @@ What defines the trajectory of a run is settled there; all else may change, as
 with --config.train.num_steps=900_000. Hardware, time and result: the run's.
 """
 
+from absl import flags
+
 from ddpm import config as config_lib
 from ddpm.errors import UserError
 
 
-def get_config(workdir):
+def get_config(workdir=''):
   try:
     config = config_lib.load(workdir)
   except UserError as e:
-    raise ValueError(str(e)) from e
+    # What ml_collections passes on as it is.
+    raise flags.Error(str(e)) from e
   if config is None:
-    raise ValueError(f'{workdir} has no config.json')
+    raise flags.Error(
+        f'--config: {workdir!r} has no config.json, expected a run, as in'
+        ' configs/workdir.py:runs/cat'
+    )
   return config

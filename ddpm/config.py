@@ -131,7 +131,7 @@ def _validate_process(config):
         ' have: expected simple or min_snr'
     )
   learned = process.variance == 'learned_range'
-  if learned and not bound or process.loss == 'hybrid' and not learned:
+  if (learned and not bound) or (process.loss == 'hybrid' and not learned):
     raise ValueError(
         f'diffusion.variance is {process.variance!r} and diffusion.loss'
         f' {process.loss!r}: learned_range is learned by the losses hybrid and'

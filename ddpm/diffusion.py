@@ -145,9 +145,17 @@ class _Process:
     return level.alpha * x0 + level.sigma * noise
 
   def network_output(self, network, xt, level):
-    """Asks a network, function (x, time) -> [B, H, W, C] or, with a learned
-    variance, [B, H, W, 2C]. For 'edm' its input is scaled by c_in (Karras et
-    al. 2022, table 1)."""
+    """Asks a network about x_t; 'edm' scales it by c_in (Karras et al. 2022).
+
+    Args:
+      network: function (x, time) -> [B, H, W, C] or, with a learned variance,
+        [B, H, W, 2 C].
+      xt: noised images.
+      level: their `Level`.
+
+    Returns:
+      The network's output.
+    """
     if self.prediction == 'edm':
       xt = xt / tf.sqrt(level.sigma**2 + self.sigma_data**2)
     return network(xt, level.time)
@@ -249,7 +257,8 @@ class Diffusion(_Process):
     prediction: what the network's output means: 'eps' (the noise), 'x0', or
       'v' = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022).
     variance: of the steps back: 'fixedlarge' (beta_t), 'fixedsmall' (the
-      posterior's), or 'learned_range', between the two (Nichol and Dhariwal 2021).
+      posterior's), or 'learned_range', between the two (Nichol and Dhariwal
+      2021).
     rescale_timesteps: whether the network is told t * 1000 / T, not t (as in
       Nichol and Dhariwal's code).
   """
@@ -287,10 +296,23 @@ class Diffusion(_Process):
         tf.gather(tf.constant(self._times, tf.float32), t),
     )
 
-  def steps(self, number):
-    """The `Steps` of a sampler: evenly spaced timesteps."""
+  def steps(self, number, *, by_noise=False):
+    """The `Steps` of a sampler.
+
+    Args:
+      number: how many, 1 to T.
+      by_noise: whether they are spaced as in `EDM`, by sigma / alpha from 80
+        at most, with the time between two timesteps where a level is; else
+        they are evenly spaced timesteps.
+    """
     t = timesteps_for(self.num_timesteps, number)
-    return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
+    if not by_noise:
+      return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
+    ratios = self._sigmas / self._alphas
+    ratio = _spaced_sigmas(number, min(ratios[-1], 80.0), ratios[0], 7.0)
+    alpha = 1.0 / np.sqrt(1.0 + ratio**2)
+    time = np.interp(np.log(ratio), np.log(ratios), self._times)
+    return Steps(alpha, ratio * alpha, time, t)
 
   def posterior(self, t, s):
     """`posterior` of timesteps: int NumPy arrays [N], s = -1 for clean."""
@@ -323,7 +345,8 @@ class Diffusion(_Process):
     # The posterior's variance at t = 0 is 0: the next one stands in for it.
     log_posterior = np.log(np.maximum(coef['variance'], coef['variance'][1]))
     if self.variance == 'fixedlarge':
-      log_model = _gather(np.append(log_posterior[0], np.log(self.betas[1:])), t)
+      log_model = np.append(log_posterior[0], np.log(self.betas[1:]))
+      log_model = _gather(log_model, t)
     elif self.variance == 'fixedsmall':
       log_model = _gather(log_posterior, t)
     else:
@@ -390,19 +413,24 @@ class EDM(_Process):
     sigma = tf.reshape(t, [-1, 1, 1, 1])
     return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
 
-  def steps(self, number):
+  def steps(self, number, *, by_noise=True):
     """The `Steps` of a sampler, equation 5 of Karras et al. 2022."""
+    del by_noise  # There are no timesteps to space evenly.
     if not 1 <= number <= self.num_timesteps:
       raise ValueError(
           f'steps is {number}, expected 1 to {self.num_timesteps}'
       )
-    done = np.linspace(0.0, 1.0, number)
-    first, last = (
-        sigma ** (1.0 / self._rho) for sigma in (self.prior_sigma, self._sigma_min)
+    sigma = _spaced_sigmas(
+        number, self.prior_sigma, self._sigma_min, self._rho
     )
-    sigma = (first + done * (last - first)) ** self._rho
     t = np.arange(number)[::-1]
     return Steps(np.ones(number), sigma, np.log(sigma) / 4.0, t)
+
+
+def _spaced_sigmas(number, first, last, rho):
+  """Noise levels that crowd at low noise: equation 5 of Karras et al. 2022."""
+  first, last = first ** (1.0 / rho), last ** (1.0 / rho)
+  return np.linspace(first, last, number) ** rho
 
 
 def loss_terms(loss):

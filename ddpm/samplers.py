@@ -58,7 +58,10 @@ class Sampler:
       stop=0.0,
       strategy=None,
   ):
-    rows = table(diffusion, diffusion.steps(steps), sampler=sampler, eta=eta)
+    rows = table(
+        diffusion, steps_for(diffusion, sampler, steps), sampler=sampler,
+        eta=eta,
+    )  # fmt: skip
     self.name = sampler
     self.steps = steps
     self._num_classes = model.num_classes
@@ -140,6 +143,15 @@ def bind(model, layout, params, labels, *, guidance=1.0):
     return tf.concat([guided[..., :channels], given[..., channels:]], -1)
 
   return network
+
+
+def steps_for(diffusion, sampler, number):
+  """The `diffusion.Steps` that a sampler takes.
+
+  Heun's method goes along straight lines in sigma / alpha, which evenly spaced
+  timesteps may cut to a thousandth in one step: its steps are Karras et al.'s.
+  """
+  return diffusion.steps(number, by_noise=sampler == 'heun')
 
 
 def table(diffusion, steps, *, sampler, eta=0.0):

@@ -171,7 +171,7 @@ def gradient_function(
 
 
 def unpack(packed, size, batch_size):
-  """What `gradient_function` packs: gradient [P], losses [terms, B], stop []."""
+  """Gradient [P], losses [terms, B] and stop [], out of one vector."""
   gradient, losses = packed[:size], packed[size:-1]
   return gradient, tf.reshape(losses, [-1, batch_size]), packed[-1]
 

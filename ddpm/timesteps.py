@@ -128,5 +128,7 @@ class LossSecondMoment:
         memory['counts'], t[:, None], tf.ones_like(t)
     )
     # Enough to know that there were 10, and where the oldest is.
-    counts = tf.where(counts >= 2 * _HISTORY, counts % _HISTORY + _HISTORY, counts)
+    counts = tf.where(
+        counts < 2 * _HISTORY, counts, counts % _HISTORY + _HISTORY
+    )
     return {'losses': table[:-1], 'counts': counts}

@@ -390,21 +390,16 @@ def _run(stage, h, temb, dropout_keys):
 
 def _recomputed(stage, h, temb, dropout_keys):
   """The same, but keeps only its inputs for the backward pass."""
-  sizes = [len(layer.trainable_variables) for layer in stage]
-  # The weights that `stateless_call` put in the variables' place: gradients
-  # flow to what is an argument.
-  weights = [v.value for layer in stage for v in layer.trainable_variables]
+  variables = [v for layer in stage for v in layer.trainable_variables]
 
+  # The weights that `stateless_call` put in the variables' place are arguments,
+  # as gradients flow to nothing else.
   @tf.recompute_grad
   def run(h, temb, *weights):
-    weights = list(weights)
-    for layer, size in zip(stage, sizes):
-      inputs = (h, temb, dropout_keys) if isinstance(layer, ResBlock) else (h,)
-      h, _ = layer.stateless_call(weights[:size], [], *inputs)
-      weights = weights[size:]
-    return h
+    with keras.StatelessScope(state_mapping=list(zip(variables, weights))):
+      return _run(stage, h, temb, dropout_keys)
 
-  return run(h, temb, *weights)
+  return run(h, temb, *(v.value for v in variables))
 
 
 class ResBlock(keras.layers.Layer):

@@ -1,25 +1,43 @@
 """Every refusal by its message; what a workdir keeps."""
 
+import importlib
 import json
 import pathlib
+import re
 
 from ml_collections import config_dict
 import pytest
 
-from configs import cifar10
+from configs import cifar10_edm
+from configs import cifar10_iddpm
 from configs import default
-from configs import mnist
 from configs import mnist5k
 from ddpm import config as config_lib
 from ddpm.errors import UserError
 
+CONFIGS = sorted(
+    path.stem
+    for path in pathlib.Path(default.__file__).parent.glob('*.py')
+    if path.stem not in ('__init__', 'workdir')
+)
 
-@pytest.mark.parametrize('module', [default, mnist5k, mnist, cifar10])
-def test_configs_are_valid_and_open_with_their_command(module):
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_are_valid_and_open_with_their_command(name):
+  module = importlib.import_module(f'configs.{name}')
   config_lib.validate(module.get_config().lock())
   if module is not default:
-    name = pathlib.Path(module.__file__).name
-    assert f'--config=configs/{name}' in module.__doc__
+    commands = re.findall(rf'--config=configs/{name}.py:?(\w*)', module.__doc__)
+    assert commands[0] == ''
+    for variant in commands[1:]:
+      config_lib.validate(module.get_config(variant).lock())
+    assert '--workdir=' in module.__doc__
+
+
+@pytest.mark.parametrize('module', [cifar10_edm, cifar10_iddpm])
+def test_an_unknown_variant_is_refused(module):
+  with pytest.raises(ValueError, match="is 'large', expected"):
+    module.get_config('large')
 
 
 @pytest.mark.parametrize(
@@ -43,6 +61,22 @@ def test_configs_are_valid_and_open_with_their_command(module):
         ('ema.decays', (1.0,), 'decays has 1.0'),
         ('data.image_size', 30, 'image size 30 is not divisible by 4'),
         ('model.norm_groups', 7, 'not divisible by model.norm_groups 7'),
+        ('model.head_channels', 7, 'not divisible by model.head_channels 7'),
+        ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),
+        ('model.downsample_padding', 'x', "padding is 'x', expected one of"),
+        ('model.embedding_order', 'x', "order is 'x', expected one of"),
+        ('model.embedding_shift', 2, 'shift is 2, expected one of: 0, 1'),
+        ('model.variant', 'adm', "variant is 'adm', expected one of: ddpm"),
+        ('model.init', 'x', "init is 'x', expected one of: ho"),
+        ('diffusion.timesteps', 'x', "timesteps is 'x', expected one of"),
+        ('diffusion.schedule', 'edm', 'the prediction edm go together'),
+        ('diffusion.prediction', 'edm', 'the prediction edm go together'),
+        ('diffusion.timesteps', 'lognormal', 'timesteps lognormal go together'),
+        ('diffusion.loss', 'hybrid', 'hybrid needs it'),
+        ('diffusion.variance', 'learned_range', 'learned_range is learned by'),
+        ('train.label_dropout', 0.1, 'the model has no classes'),
+        ('train.accumulation_steps', 0, 'accumulation_steps is 0, expected at'),
+        ('ema.power_stds', (0.5,), 'std of a power-function average is 0.5'),
     ],
 )
 def test_refuses(name, value, message):
@@ -50,6 +84,27 @@ def test_refuses(name, value, message):
   config.update_from_flattened_dict({name: value})
   with pytest.raises(UserError, match=message):
     config_lib.validate(config)
+
+
+def test_the_schedule_edm_has_no_bound():
+  config = cifar10_edm.get_config()
+  config.diffusion.loss = 'vlb'
+  with pytest.raises(UserError, match="loss is 'vlb', which the schedule edm"):
+    config_lib.validate(config)
+
+
+def test_what_an_older_workdir_lacks_has_its_default(tmp_path):
+  fields = mnist5k.get_config().to_dict()
+  del fields['model']['resample'], fields['ema']['power_stds']
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(fields))
+  loaded = config_lib.load(str(tmp_path))
+  assert loaded.to_dict() == mnist5k.get_config().to_dict()
+  config_lib.check_same_trajectory(mnist5k.get_config(), str(tmp_path))
+  fields['model']['wings'] = 2
+  path.write_text(json.dumps(fields))
+  with pytest.raises(UserError, match='is not a config: .*wings'):
+    config_lib.load(str(tmp_path))
 
 
 def test_a_workdir_describes_itself(tmp_path):

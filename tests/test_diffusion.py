@@ -139,6 +139,23 @@ def test_edm_steps_are_equation_5():
   assert list(diffusion.EDM().steps(1).sigma) == [80.0]
 
 
+@pytest.mark.parametrize('schedule', ['linear', 'cosine'])
+def test_steps_by_noise(schedule):
+  betas = diffusion.betas_for(schedule, 1000, beta_start=1e-4, beta_end=0.02)
+  process = diffusion.Diffusion(betas)
+  ratios = np.sqrt(1 / process.alphas_cumprod - 1)
+  steps = process.steps(10, by_noise=True)
+  first, last = min(80, ratios[-1]) ** (1 / 7), ratios[0] ** (1 / 7)
+  expected = (first + np.arange(10) / 9 * (last - first)) ** 7
+  np.testing.assert_allclose(steps.sigma / steps.alpha, expected, rtol=1e-9)
+  np.testing.assert_allclose(steps.sigma**2 + steps.alpha**2, 1, rtol=1e-12)
+  # Each time lies between the timesteps whose levels hold its own.
+  low, high = np.floor(steps.time).astype(int), np.ceil(steps.time).astype(int)
+  assert np.all(ratios[low] * (1 - 1e-9) <= expected)
+  assert np.all(expected <= ratios[high] * (1 + 1e-9))
+  assert steps.time[-1] == 0
+
+
 @pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
 def test_min_snr_weighs_the_error_of_x0(prediction):
   """Whatever is predicted: min(SNR, gamma) |x_0 - guess|^2 (Hang et al.)."""

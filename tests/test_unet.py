@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs import cifar10_edm
+from configs import cifar10_iddpm
 from ddpm import config as config_lib
 from ddpm import rng
 from ddpm import unet
@@ -50,16 +52,89 @@ def test_one_channel_has_35_741_697_parameters():
   assert model.count_params() == 35_741_697
 
 
-class Oracle:
-  """Ho's U-Net for one 8 x 8 configuration, written again in NumPy."""
+def _count(
+    channels, multipliers, blocks, attention, size, *, out, scale_shift=False,
+    ddpmpp=False,
+):  # fmt: skip
+  """Parameters of a U-Net, summed layer by layer from the papers' tables."""
+  embedding = 4 * channels
 
-  def __init__(self, network):
+  def conv(a, b, kernel=9):
+    return kernel * a * b + b
+
+  def block(a, b, project=False):
+    time = conv(embedding, 2 * b if scale_shift else b, 1)
+    skip = conv(a, b, 1) if a != b or project else 0
+    return 2 * a + conv(a, b) + time + 2 * b + conv(b, b) + skip
+
+  def attend(c):
+    return 2 * c + 4 * conv(c, c, 1)
+
+  widths = [channels * m for m in multipliers]
+  resample = (lambda c: block(c, c, True)) if ddpmpp else (lambda c: conv(c, c))
+  total = conv(channels, embedding, 1) + conv(embedding, embedding, 1)
+  total += conv(3, channels)
+  skips, c = [channels], channels
+  for level, width in enumerate(widths):
+    for _ in range(blocks):
+      total += block(c, width) + (attend(width) if size in attention else 0)
+      c = width
+      skips.append(c)
+    if level < len(widths) - 1:
+      total += resample(c)
+      skips.append(c)
+      size //= 2
+  total += 2 * block(c, c) + attend(c)
+  for level, width in reversed(list(enumerate(widths))):
+    for i in range(blocks + 1):
+      total += block(c + skips.pop(), width)
+      if size in attention and (not ddpmpp or i == blocks):
+        total += attend(width)
+      c = width
+    if level:
+      total += resample(c)
+      size *= 2
+  return total + 2 * c + conv(c, out)
+
+
+def test_improved_ddpm_and_edm_have_their_parameters():
+  iddpm = config_lib.build_model(cifar10_iddpm.get_config())
+  expected = _count(
+      128, (1, 2, 2, 2), 3, (16, 8), 32, out=6, scale_shift=True
+  )
+  assert iddpm.count_params() == expected == 52_546_438
+  edm = config_lib.build_model(cifar10_edm.get_config())
+  expected = _count(128, (2, 2, 2), 4, (16,), 32, out=3, ddpmpp=True)
+  # Theirs counts 55,733,891, with 9 * 128 of augmentation.
+  assert edm.count_params() == expected == 55_733_891 - 9 * 128
+  # 10 classes enter by a layer of 10 x 128, and a bias.
+  edm = config_lib.build_model(cifar10_edm.get_config('conditional'))
+  assert edm.count_params() == expected + 11 * 128
+
+
+class Oracle:
+  """A U-Net for one 8 x 8 configuration, written again in NumPy.
+
+  Args:
+    network: `conftest.Network`.
+    **kwargs: what it has beside Ho's, named as in `UNet`.
+  """
+
+  def __init__(self, network, **kwargs):
     weights = network.layout.split(network.params)
     names = [v.path for v in network.model.trainable_variables]
     self.w = {
         name: weight.numpy()
         for name, weight in zip(names, weights)
     }
+    self.epsilon = kwargs.get('norm_epsilon', 1e-6)
+    self.scale_shift = kwargs.get('scale_shift_norm', False)
+    self.symmetric = kwargs.get('downsample_padding') == 'symmetric'
+    self.blocks_resample = kwargs.get('resample') == 'block'
+    self.cos_first = kwargs.get('embedding_order') == 'cos_sin'
+    self.shift = kwargs.get('embedding_shift', 1)
+    self.ddpmpp = kwargs.get('variant') == 'ddpmpp'
+    self.classes = kwargs.get('num_classes', 0)
 
   def silu(self, x):
     return x / (1 + np.exp(-x))
@@ -72,14 +147,14 @@ class Oracle:
     g = x.reshape(b, h * w, groups, c // groups)
     mean = g.mean(axis=(1, 3), keepdims=True)
     var = g.var(axis=(1, 3), keepdims=True)
-    g = ((g - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+    g = ((g - mean) / np.sqrt(var + self.epsilon)).reshape(x.shape)
     return g * self.w[name + '/gamma'] + self.w[name + '/beta']
 
   def conv(self, x, name, stride=1):
     kernel = self.w[name + '/kernel']
     h, w = x.shape[1:3]
     # TensorFlow's SAME: one pixel on each side, or (0, 1) with stride 2.
-    pad = (1, 1) if stride == 1 else (0, 1)
+    pad = (1, 1) if stride == 1 or self.symmetric else (0, 1)
     x = np.pad(x, [(0, 0), pad, pad, (0, 0)])
     out = sum(
         x[:, i : i + h : stride, j : j + w : stride] @ kernel[i, j]
@@ -88,31 +163,59 @@ class Oracle:
     )
     return out + self.w[name + '/bias']
 
-  def block(self, x, temb, name):
-    h = self.conv(self.silu(self.norm(x, name + '/norm1')), name + '/conv1')
-    h = h + self.dense(self.silu(temb), name + '/time_dense')[:, None, None]
-    h = self.conv(self.silu(self.norm(h, name + '/norm2')), name + '/conv2')
+  def sum(self, x, h):
+    return (x + h) * (np.sqrt(0.5) if self.ddpmpp else 1)
+
+  def block(self, x, temb, name, resample=lambda x: x):
+    h = resample(self.silu(self.norm(x, name + '/norm1')))
+    h, x = self.conv(h, name + '/conv1'), resample(x)
+    time = self.dense(self.silu(temb), name + '/time_dense')[:, None, None]
+    if self.scale_shift:
+      scale, shift = np.split(time, 2, axis=-1)
+      h = self.norm(h, name + '/norm2') * (1 + scale) + shift
+    else:
+      h = self.norm(h + time, name + '/norm2')
+    h = self.conv(self.silu(h), name + '/conv2')
     if name + '/skip/kernel' in self.w:
       x = self.dense(x, name + '/skip')
-    return x + h
+    return self.sum(x, h)
 
   def attention(self, x, name):
+    if name + '/query/kernel' not in self.w:
+      return x
     b, h, w, c = x.shape
     y = self.norm(x, name + '/norm').reshape(b, h * w, c)
     q, k, v = [self.dense(y, f'{name}/{n}') for n in ('query', 'key', 'value')]
     logits = q @ k.swapaxes(1, 2) / np.sqrt(c)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return x + self.dense(weights @ v, name + '/out').reshape(x.shape)
+    y = self.dense(weights @ v, name + '/out').reshape(x.shape)
+    return self.sum(x, y)
 
-  def __call__(self, x, t):
-    freqs = np.exp(-np.log(10000) * np.arange(4) / 3)
-    temb = np.concatenate([np.sin(t[:, None] * freqs),
-                           np.cos(t[:, None] * freqs)], axis=1)  # fmt: skip
+  def embed(self, t, labels):
+    freqs = 10000.0 ** (-np.arange(4) / (4 - self.shift))
+    waves = [np.sin(t[:, None] * freqs), np.cos(t[:, None] * freqs)]
+    temb = np.concatenate(waves[::-1] if self.cos_first else waves, axis=1)
+    if self.ddpmpp and self.classes:
+      one_hot = np.eye(self.classes + 1)[labels][:, : self.classes]
+      temb += self.dense(one_hot * np.sqrt(self.classes), 'class_embedding')
     temb = self.dense(self.silu(self.dense(temb, 'time_dense1')), 'time_dense2')
+    if self.classes and not self.ddpmpp:
+      temb += self.w['class_embedding/embeddings'][labels]
+    return temb
+
+  def __call__(self, x, t, labels=None):
+    temb = self.embed(t, labels)
     h0 = self.conv(x, 'conv_in')
     h1 = self.block(h0, temb, 'down0_block0')
-    h2 = self.conv(h1, 'down0_downsample', stride=2)
+    if self.blocks_resample:
+      b, h, w, _ = h1.shape
+      h2 = self.block(
+          h1, temb, 'down0_downsample',
+          lambda x: x.reshape(b, h // 2, 2, w // 2, 2, -1).mean((2, 4)),
+      )  # fmt: skip
+    else:
+      h2 = self.conv(h1, 'down0_downsample', stride=2)
     h3 = self.attention(self.block(h2, temb, 'down1_block0'),
                         'down1_attention0')  # fmt: skip
     h = self.block(h3, temb, 'mid_block0')
@@ -120,20 +223,129 @@ class Oracle:
     for i, skip in enumerate((h3, h2)):
       h = self.block(np.concatenate([h, skip], -1), temb, f'up1_block{i}')
       h = self.attention(h, f'up1_attention{i}')
-    h = self.conv(h.repeat(2, axis=1).repeat(2, axis=2), 'up1_upsample/conv')
+
+    def double(x):
+      return x.repeat(2, axis=1).repeat(2, axis=2)
+
+    if self.blocks_resample:
+      h = self.block(h, temb, 'up1_upsample', double)
+    else:
+      h = self.conv(double(h), 'up1_upsample/conv')
     for i, skip in enumerate((h1, h0)):
       h = self.block(np.concatenate([h, skip], -1), temb, f'up0_block{i}')
     return self.conv(self.silu(self.norm(h, 'norm_out')), 'conv_out')
 
 
-def test_agrees_with_numpy(network):
+IDDPM = {
+    'norm_epsilon': 1e-3, 'scale_shift_norm': True, 'num_classes': 3,
+    'downsample_padding': 'symmetric', 'embedding_order': 'cos_sin',
+    'embedding_shift': 0, 'null_class': True, 'init': 'torch',
+}  # fmt: skip
+DDPMPP = {
+    'variant': 'ddpmpp', 'resample': 'block', 'num_classes': 3, 'init': 'edm',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, {'dropout': 0.1}, IDDPM, DDPMPP, {'resample': 'block'}]
+)
+def test_agrees_with_numpy(settings):
+  network = Network(**settings)
   x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
   t = np.array([0, 7, 19])
+  # The third class is none.
+  labels = np.array([0, 2, 3]) if 'num_classes' in settings else None
   weights = network.layout.split(network.params)
-  got, _ = network.model.stateless_call(weights, [], x, t)
-  expected = Oracle(network)(x.astype(np.float64), t)
+  got, _ = network.model.stateless_call(weights, [], x, t, labels=labels)
+  expected = Oracle(network, **settings)(x.astype(np.float64), t, labels)
   assert np.abs(expected).max() > 0.1
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ddpmpp_attends_after_a_levels_last_block_alone():
+  names = {v.path for v in Network(**DDPMPP).model.trainable_variables}
+  assert 'up1_attention1/query/kernel' in names
+  assert 'up1_attention0/query/kernel' not in names
+  assert 'down1_attention0/query/kernel' in names
+  assert 'down0_downsample/skip/kernel' in names
+
+
+def test_initial_weights_of_pytorch():
+  """Uniform in +-1 / sqrt(fan_in), biases too, and zeros end a branch."""
+  model = Network(init='torch', channels=32, num_classes=3).model
+  weights = {v.path: v.numpy() for v in model.trainable_variables}
+  for name in ('down0_block0/conv1', 'time_dense2', 'mid_attention/query'):
+    kernel, bias = weights[name + '/kernel'], weights[name + '/bias']
+    limit = np.prod(kernel.shape[:-1]) ** -0.5
+    for values in (kernel, bias):
+      assert np.abs(values).max() <= limit
+      assert values.std() == pytest.approx(limit / np.sqrt(3), rel=0.2)
+  for name in ('down0_block0/conv2', 'mid_attention/out', 'conv_out'):
+    assert not np.any(weights[name + '/kernel'])
+    assert not np.any(weights[name + '/bias'])
+  classes = weights['class_embedding/embeddings']
+  assert classes.std() == pytest.approx(1, rel=0.15)
+
+
+def test_initial_attention_of_edm():
+  weights = {
+      v.path: v.numpy()
+      for v in Network(init='edm', channels=32).model.trainable_variables
+  }
+  query = weights['mid_attention/query/kernel']
+  # Xavier's of a layer from c to 3 c, times sqrt(0.2).
+  limit = np.sqrt(0.2) * np.sqrt(6 / (64 + 3 * 64))
+  assert 0.95 * limit < np.abs(query).max() <= limit
+
+
+def test_a_learned_variance_has_channels_of_its_own():
+  """Beside the image's, also where pixels are folded."""
+  network = Network(patch_size=2, learned_variance=True)
+  weights = network.layout.split(network.params)
+  names = [v.path for v in network.model.trainable_variables]
+  x, t = tf.random.stateless_normal([2, 8, 8, 1], (0, 0)), tf.constant([3, 3])
+  before, _ = network.model.stateless_call(weights, [], x, t)
+  assert before.shape == (2, 8, 8, 2)
+  i = names.index('conv_out/bias')
+  # depth_to_space takes a pixel's channels from beside one another.
+  weights[i] += tf.tile([0.0, 1.0], [4])
+  after, _ = network.model.stateless_call(weights, [], x, t)
+  np.testing.assert_array_equal(after[..., 0], before[..., 0])
+  np.testing.assert_allclose(after[..., 1], before[..., 1] + 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'mixed_bfloat16'])
+def test_remat_changes_no_gradient(dtype):
+  x = tf.random.stateless_normal([2, 8, 8, 1], (0, 0))
+  keys = rng.fold_in(rng.key(0), tf.range(2))
+  gradients = {}
+  for remat in (False, True):
+    network = Network(dropout=0.1, remat=remat, dtype=dtype)
+
+    def gradient(params, network=network):
+      with tf.GradientTape() as tape:
+        tape.watch(params)
+        output, _ = network.model.stateless_call(
+            network.layout.split(params), [], x, tf.constant([3, 9]),
+            dropout_keys=keys,
+        )  # fmt: skip
+        loss = tf.reduce_sum(tf.square(output - x))
+      return tape.gradient(loss, params)
+
+    function = tf.function(gradient, autograph=False)
+    gradients[remat] = function(_params_of(network)).numpy()
+    graph = function.get_concrete_function(_params_of(network)).graph
+    gradients[remat, 'ops'] = len(graph.get_operations())
+  scale = np.abs(gradients[False]).max()
+  tolerance = 1e-5 if dtype == 'float32' else 2e-2
+  assert np.abs(gradients[True] - gradients[False]).max() < tolerance * scale
+  # The forward pass of each block is there twice.
+  assert gradients[True, 'ops'] > 1.2 * gradients[False, 'ops']
+
+
+def _params_of(network):
+  """The same weights for every network of this size."""
+  return 0.1 * tf.random.stateless_normal([network.layout.size], (5, 6))
 
 
 def test_heads_split_the_channels():
@@ -154,6 +366,12 @@ def test_heads_split_the_channels():
   np.testing.assert_allclose(
       layer(x) - x, expected.reshape(1, 2, 2, 8), atol=1e-5
   )
+
+
+def test_heads_by_their_channels():
+  settings = unet.Settings(head_channels=4, norm_groups=4)
+  assert unet.Attention(8, settings).num_heads == 2
+  assert unet.Attention(16, settings).num_heads == 4
 
 
 def test_dropout_depends_on_an_examples_own_key(network):
@@ -201,6 +419,7 @@ def test_starts_as_zero():
          'image size 30 is not divisible by 4'),
         ({'channels': 6}, '6 channels .* not divisible by model.norm_groups 4'),
         ({'num_heads': 3}, 'not divisible by model.num_heads 3'),
+        ({'head_channels': 3}, 'not divisible by model.head_channels 3'),
         ({'channels': 1, 'norm_groups': 1}, 'even and at least 4, got 1'),
     ],
 )  # fmt: skip
