@@ -1,0 +1,211 @@
+"""Turns models from and to other formats.
+
+  python -m ddpm.convert --from_diffusers=DIR --workdir=runs/cat
+  python -m ddpm.convert --to_diffusers=DIR --workdir=runs/cat
+  python -m ddpm.convert --to_savedmodel=DIR --workdir=runs/cat
+
+The first line makes a workdir, at step 0, of a DDPMPipeline that diffusers
+saved; it samples, is evaluated and trains on like any other. (With a --config
+whose train.label_dropout is not 0, the last class is the one that says
+nothing.) The second one writes such a pipeline. The third one writes a
+SavedModel, from seeds to images, for who has TensorFlow and not this package.
+"""
+
+import contextlib
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+import tensorflow as tf
+
+from configs import default
+from ddpm import checkpoint
+from ddpm import config as config_lib
+from ddpm import diffusers_format
+from ddpm import diffusion
+from ddpm import ema
+from ddpm import preemption
+from ddpm import rng
+from ddpm import samplers
+from ddpm import state as state_lib
+from ddpm import trained
+from ddpm.errors import run
+from ddpm.errors import UserError
+from ddpm.errors import writing
+
+_FROM_DIFFUSERS = flags.DEFINE_string(
+    'from_diffusers', None, 'Folder to read: a DDPMPipeline or UNet2DModel.'
+)
+_TO_DIFFUSERS = flags.DEFINE_string(
+    'to_diffusers', None, 'Folder to make: a DDPMPipeline.'
+)
+_TO_SAVEDMODEL = flags.DEFINE_string(
+    'to_savedmodel', None, 'Folder to make: a SavedModel of the sampler.'
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; to make, with --from_diffusers.'
+)
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'What --from_diffusers does not say (data, optimizer, ...): a file of'
+    ' configs/, by default default.py.',
+    lock_config=True,
+)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
+_WEIGHTS = flags.DEFINE_string(
+    'weights', 'ema', 'As for ddpm.sample: ema, ema:DECAY, raw, ...'
+)
+_SAMPLER = flags.DEFINE_string(
+    'sampler', None, 'Of the SavedModel; by default what the config says.'
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', None, 'Of the sampler; by default what the config says.'
+)
+_GUIDANCE = flags.DEFINE_float(
+    'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
+)
+
+
+def main():
+  preemption.StopSignal()  # There is nothing to save: it ends at once.
+  modes = [
+      (_FROM_DIFFUSERS.value, from_diffusers),
+      (_TO_DIFFUSERS.value, to_diffusers),
+      (_TO_SAVEDMODEL.value, to_savedmodel),
+  ]
+  chosen = [(directory, convert) for directory, convert in modes if directory]
+  if len(chosen) != 1:
+    raise UserError(
+        'expected one of --from_diffusers, --to_diffusers and --to_savedmodel,'
+        f' got {len(chosen)}'
+    )
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing: the folder of the run')
+  if _CONFIG.value and not _FROM_DIFFUSERS.value:
+    raise UserError('--config is of --from_diffusers: the run has its own')
+  directory, convert = chosen[0]
+  convert(directory, _WORKDIR.value)
+
+
+def from_diffusers(directory, workdir):
+  """Makes a workdir of a folder of diffusers."""
+  config = _CONFIG.value or default.get_config()
+  with _new_folder('workdir', workdir) as folder:
+    config, model, params = diffusers_format.load(directory, config)
+    layout = state_lib.Layout(model)
+    state = state_lib.State(
+        params,
+        ema_names=ema.names(config.ema.decays, config.ema.power_stds),
+        use_loss_scale=config.precision == 'mixed_float16',
+        memory=config_lib.build_timesteps(config).initial(),
+        num_terms=len(diffusion.loss_terms(config.diffusion.loss)),
+    )
+    checkpoints = checkpoint.Checkpointer(
+        folder, state, layout, writes=True, keep_last=1, keep_every_steps=0
+    )
+    checkpoints.restore()
+    checkpoints.save(0)
+    checkpoints.wait()
+    config_lib.save(config, folder)
+  logging.info(
+      'wrote %s: %s parameters; next: python -m ddpm.sample --workdir=%s'
+      ' --outdir=out, or to train on: python -m ddpm.main'
+      ' --config=configs/workdir.py:%s --workdir=%s',
+      workdir, f'{layout.size:,}', workdir, workdir, workdir,
+  )  # fmt: skip
+
+
+def to_diffusers(directory, workdir):
+  """Writes a run's network as a DDPMPipeline."""
+  with _new_folder('to_diffusers', directory) as folder:
+    source, loaded, params = _read_run(workdir)
+    diffusers_format.save(folder, loaded.config, loaded.model, params)
+  logging.info(
+      'wrote %s: %s parameters, %s; next, in Python:'
+      " diffusers.DDPMPipeline.from_pretrained('%s')",
+      directory, f'{loaded.layout.size:,}', source, directory,
+  )  # fmt: skip
+
+
+def to_savedmodel(directory, workdir):
+  """Writes a run's sampler as a SavedModel, from seeds to images."""
+  with _new_folder('to_savedmodel', directory) as folder:
+    source, loaded, params = _read_run(workdir)
+    sampler = loaded.sampler(
+        _SAMPLER.value, _STEPS.value, batch_size=1, guidance=_GUIDANCE.value
+    )
+    module = tf.Module()
+    module.params = tf.Variable(params, trainable=False)
+    serve = _serving_function(loaded, sampler, module.params)
+    tf.saved_model.save(module, folder, {'serving_default': serve})
+  logging.info(
+      'wrote %s: %s parameters, %s, %s of %d steps; next, in Python:'
+      " tf.saved_model.load('%s').signatures['serving_default']("
+      'seeds=tf.range(4), labels=tf.zeros([4], tf.int32))',
+      directory, f'{loaded.layout.size:,}', source, sampler.name, sampler.steps,
+      directory,
+  )  # fmt: skip
+
+
+def _read_run(workdir):
+  """Which weights, the `trained.Trained` they are of, and the weights."""
+  path = checkpoint.find(workdir, _CHECKPOINT.value)
+  loaded = trained.Trained(workdir)
+  step, name, params = loaded.weights(path, _WEIGHTS.value)
+  return f'{name} of step {step}', loaded, params
+
+
+def _serving_function(loaded, sampler, params):
+  """What `sampler` does, for any number of images, without XLA."""
+  model, process = loaded.model, loaded.diffusion
+  steps = samplers.steps_for(process, sampler.name, sampler.steps)
+  rows = samplers.table(process, steps, sampler=sampler.name)
+
+  def serve(seeds, labels):
+    network = samplers.bind(
+        model, loaded.layout, params, labels, guidance=_GUIDANCE.value
+    )
+    x = samplers.sample(
+        network,
+        process,
+        rows,
+        keys=rng.key(seeds),
+        image_shape=model.image_shape,
+        clip=sampler.name != 'heun',
+    )
+    return {'images': samplers.to_images(x)}
+
+  spec = [
+      tf.TensorSpec([None], tf.int32, name) for name in ('seeds', 'labels')
+  ]
+  return tf.function(serve, input_signature=spec, autograph=False)
+
+
+@contextlib.contextmanager
+def _new_folder(flag, path):
+  """A folder that appears whole or not at all. Yields where to write it."""
+  path = path.rstrip('/')
+  part = f'{path}.incomplete'
+  with writing(f'--{flag} {path}'):
+    exists = tf.io.gfile.exists(path)
+    if exists and not tf.io.gfile.isdir(path):
+      raise UserError(f'--{flag} {path} is a file, expected a new folder')
+    if exists and tf.io.gfile.listdir(path):
+      raise UserError(f'--{flag} {path} is not empty, expected a new folder')
+    if tf.io.gfile.exists(part):  # What an attempt that was killed left.
+      tf.io.gfile.rmtree(part)
+    tf.io.gfile.makedirs(part)
+  try:
+    yield part
+    with writing(f'--{flag} {path}'):
+      if exists:
+        tf.io.gfile.rmtree(path)
+      tf.io.gfile.rename(part, path)
+  finally:
+    if tf.io.gfile.exists(part):
+      tf.io.gfile.rmtree(part)
+
+
+if __name__ == '__main__':
+  run(main)
