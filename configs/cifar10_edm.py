@@ -12,6 +12,8 @@ those.
 Here: not measured.
 """
 
+from absl import flags
+
 from configs import default
 
 _IMAGES = 512  # in a step
@@ -19,7 +21,7 @@ _IMAGES = 512  # in a step
 
 def get_config(variant='unconditional'):
   if variant not in ('unconditional', 'conditional'):
-    raise ValueError(f'variant is {variant!r}, expected conditional or none')
+    raise flags.Error(f'variant is {variant!r}, expected conditional or none')
   config = default.get_config()
 
   config.data.name = 'tfds:cifar10'

@@ -12,12 +12,14 @@ its code there is no flip, no clip and no warm-up.
 Here: not measured.
 """
 
+from absl import flags
+
 from configs import default
 
 
 def get_config(loss='hybrid'):
   if loss not in ('hybrid', 'vlb'):
-    raise ValueError(f'loss is {loss!r}, expected hybrid or vlb')
+    raise flags.Error(f'loss is {loss!r}, expected hybrid or vlb')
   config = default.get_config()
 
   config.data.name = 'tfds:cifar10'

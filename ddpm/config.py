@@ -38,6 +38,10 @@ def validate(config):
     _validate(config)
   except (ValueError, TypeError) as e:
     raise UserError(f'config: {e}') from e
+  except OSError as e:
+    # What ml_collections has in a config's place where there is no such file.
+    missing = str(e).rpartition('] ')[2]
+    raise UserError(f'--config: {missing}') from e
 
 
 def _validate(config):

@@ -25,8 +25,6 @@ from ddpm import diffusers_format
 from ddpm import diffusion
 from ddpm import ema
 from ddpm import preemption
-from ddpm import rng
-from ddpm import samplers
 from ddpm import state as state_lib
 from ddpm import trained
 from ddpm.errors import run
@@ -91,6 +89,7 @@ def main():
 def from_diffusers(directory, workdir):
   """Makes a workdir of a folder of diffusers."""
   config = _CONFIG.value or default.get_config()
+  config_lib.validate(config)
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
     layout = state_lib.Layout(model)
@@ -133,11 +132,24 @@ def to_savedmodel(directory, workdir):
   with _new_folder('to_savedmodel', directory) as folder:
     source, loaded, params = _read_run(workdir)
     sampler = loaded.sampler(
-        _SAMPLER.value, _STEPS.value, batch_size=1, guidance=_GUIDANCE.value
+        _SAMPLER.value,
+        _STEPS.value,
+        batch_size=1,
+        guidance=_GUIDANCE.value,
+        jit_compile=False,  # A server may lack XLA.
     )
     module = tf.Module()
     module.params = tf.Variable(params, trainable=False)
-    serve = _serving_function(loaded, sampler, module.params)
+    serve = tf.function(
+        lambda seeds, labels: {
+            'images': sampler.draw(module.params, seeds, labels)
+        },
+        input_signature=[
+            tf.TensorSpec([None], tf.int32, name)
+            for name in ('seeds', 'labels')
+        ],
+        autograph=False,
+    )
     tf.saved_model.save(module, folder, {'serving_default': serve})
   logging.info(
       'wrote %s: %s parameters, %s, %s of %d steps; next, in Python:'
@@ -154,32 +166,6 @@ def _read_run(workdir):
   loaded = trained.Trained(workdir)
   step, name, params = loaded.weights(path, _WEIGHTS.value)
   return f'{name} of step {step}', loaded, params
-
-
-def _serving_function(loaded, sampler, params):
-  """What `sampler` does, for any number of images, without XLA."""
-  model, process = loaded.model, loaded.diffusion
-  steps = samplers.steps_for(process, sampler.name, sampler.steps)
-  rows = samplers.table(process, steps, sampler=sampler.name)
-
-  def serve(seeds, labels):
-    network = samplers.bind(
-        model, loaded.layout, params, labels, guidance=_GUIDANCE.value
-    )
-    x = samplers.sample(
-        network,
-        process,
-        rows,
-        keys=rng.key(seeds),
-        image_shape=model.image_shape,
-        clip=sampler.name != 'heun',
-    )
-    return {'images': samplers.to_images(x)}
-
-  spec = [
-      tf.TensorSpec([None], tf.int32, name) for name in ('seeds', 'labels')
-  ]
-  return tf.function(serve, input_signature=spec, autograph=False)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ class Sampler:
   Attributes:
     name: of the sampler.
     steps: of the reverse process.
+    draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
+      [B, H, W, C], of tensors, any number of them.
 
   Args:
     model: `unet.UNet`.
@@ -80,7 +82,8 @@ class Sampler:
           )
       )
 
-    self._draw = parallel.Batched(
+    self.draw = draw
+    self._batched = parallel.Batched(
         draw, strategy=strategy, batch_size=batch_size
     )
 
@@ -101,7 +104,7 @@ class Sampler:
       depends on its own seed and label alone.
     """
     labels = self.labels(seeds) if labels is None else labels
-    yield from self._draw(params, seeds, labels)
+    yield from self._batched(params, seeds, labels)
 
 
 def bind(model, layout, params, labels, *, guidance=1.0):

@@ -125,7 +125,15 @@ class Trained:
     return last, f'posthoc:{std}', params.astype(np.float32)
 
   def sampler(
-      self, sampler, steps, *, batch_size, guidance=1.0, eta=0.0, strategy=None
+      self,
+      sampler,
+      steps,
+      *,
+      batch_size,
+      guidance=1.0,
+      eta=0.0,
+      jit_compile=True,
+      strategy=None,
   ):
     """Makes a sampler of the model.
 
@@ -135,6 +143,7 @@ class Trained:
       batch_size: images that are drawn at once, on each replica.
       guidance: scale of classifier-free guidance; 1 for none.
       eta: of ddim.
+      jit_compile: whether to compile with XLA, where the config does.
       strategy: on whose devices; None for the default one.
 
     Returns:
@@ -174,6 +183,6 @@ class Trained:
         guidance=guidance,
         eta=eta,
         batch_size=batch_size,
-        jit_compile=config.jit_compile,
+        jit_compile=config.jit_compile and jit_compile,
         strategy=strategy,
     )

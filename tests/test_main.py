@@ -155,6 +155,7 @@ def refused(module, *args):
         (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be written'),
         (['surplus'], "unknown argument 'surplus'"),
         (['--no_such_flag'], 'no_such_flag'),
+        (['--config=configs/no_such.py'], 'No such file or directory'),
     ],
 )  # fmt: skip
 def test_refuses_in_one_line(tmp_path, args, message):
