@@ -83,6 +83,50 @@ def test_replicas_follow_the_trajectory_of_one(expected):
     np.testing.assert_array_equal(copy, trainer.state.params.values[0])
 
 
+LEARNED = {
+    'diffusion.loss': 'hybrid',
+    'diffusion.variance': 'learned_range',
+    'diffusion.timesteps': 'loss_second_moment',
+    'diffusion.prediction': 'eps',
+    'diffusion.num_timesteps': 4,
+    'model.num_classes': 10,
+    'train.label_dropout': 0.2,
+    'ema.power_stds': (0.05,),
+}
+EDM = {
+    'diffusion.schedule': 'edm',
+    'diffusion.prediction': 'edm',
+    'diffusion.timesteps': 'lognormal',
+    'diffusion.variance': 'fixedsmall',
+    'model.channel_multipliers': (1, 1),
+    'model.patch_size': 2,
+    'model.variant': 'ddpmpp',
+    'model.resample': 'block',
+    'model.init': 'edm',
+    'ema.rampup_ratio': 0.05,
+    'sample.sampler': 'heun',
+}
+
+
+@pytest.mark.parametrize('settings, steps', [(LEARNED, 12), (EDM, 3)])
+def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
+  """The memory of losses, classes, averages: on two replicas, in parts."""
+  one = make_trainer(1, **WITHOUT_XLA, **settings)
+  parts = {'train.accumulation_steps': 2, 'model.remat': True}
+  two = make_trainer(2, **WITHOUT_XLA, **settings, **parts)
+  losses = losses_of(one, steps)
+  np.testing.assert_allclose(losses_of(two, steps), losses, rtol=1e-3)
+  assert losses[-1] < losses[0]
+  if settings is LEARNED:
+    # Warm: the choice of timesteps follows the losses.
+    assert tf.reduce_min(one.state.memory['counts']) >= 10
+    np.testing.assert_array_equal(
+        one.state.memory['counts'], two.state.memory['counts']
+    )
+  images = one.draw()
+  assert images.shape == (64, 28, 28, 1) and images.std() > 10
+
+
 @pytest.mark.parametrize(
     'overrides, tolerance',
     [
