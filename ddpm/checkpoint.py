@@ -151,7 +151,8 @@ def find(workdir, which):
 
   Args:
     workdir: the run's folder.
-    which: 'latest' that verifies, or a step as a string.
+    which: 'latest' that verifies; a step, as a string; or the path of one,
+      of this run or another.
 
   Returns:
     Its path.
@@ -159,6 +160,8 @@ def find(workdir, which):
   Raises:
     UserError: it does not exist, or does not verify.
   """
+  if which != 'latest' and not which.isdecimal():
+    return _find_path(which)
   found = _list(workdir)
   if not found:
     raise UserError(none_in(workdir))
@@ -176,6 +179,21 @@ def find(workdir, which):
     if not (damage := _damage(path)):
       return path
   raise UserError(f'{paths[0]} is damaged: {damage}')
+
+
+def _find_path(which):
+  """`find`, for the path of a checkpoint, with .index at its end or not."""
+  path = which.removesuffix('.index')
+  if not re.fullmatch(r'ckpt-\d+', os.path.basename(path)):
+    raise UserError(
+        f'--checkpoint is {which}, expected latest, a step, or a path such as'
+        ' runs/mnist5k/checkpoints/ckpt-600'
+    )
+  if not tf.io.gfile.exists(path + '.index'):
+    raise UserError(f'--checkpoint is {which}, but there is no {path}.index')
+  if damage := _damage(path):
+    raise UserError(f'{path} is damaged: {damage}')
+  return path
 
 
 def find_all(workdir):

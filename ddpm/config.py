@@ -32,16 +32,22 @@ _TRAJECTORY = (
 _NOT_TRAJECTORY = ('data.data_dir', 'model.remat')
 
 
+def check_found(config):
+  """Raises UserError if --config named no file."""
+  try:
+    _ = config.seed
+  except OSError as e:
+    # What ml_collections puts in the config's place raises on any access.
+    missing = str(e).rpartition('] ')[2]
+    raise UserError(f'--config: {missing}') from e
+
+
 def validate(config):
   """Raises UserError for the first thing in a config that cannot work."""
   try:
     _validate(config)
   except (ValueError, TypeError) as e:
     raise UserError(f'config: {e}') from e
-  except OSError as e:
-    # What ml_collections has in a config's place where there is no such file.
-    missing = str(e).rpartition('] ')[2]
-    raise UserError(f'--config: {missing}') from e
 
 
 def _validate(config):

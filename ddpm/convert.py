@@ -89,7 +89,7 @@ def main():
 def from_diffusers(directory, workdir):
   """Makes a workdir of a folder of diffusers."""
   config = _CONFIG.value or default.get_config()
-  config_lib.validate(config)
+  config_lib.check_found(config)
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
     layout = state_lib.Layout(model)

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from ddpm import checkpoint
 from ddpm import data
-from ddpm import distribute
 from ddpm import parallel
+from ddpm import parts
 from ddpm import preemption
 from ddpm import trained
 from ddpm import writers
@@ -26,7 +26,6 @@ from ddpm.errors import run
 from ddpm.errors import UserError
 from ddpm.metrics import extractor as extractor_lib
 from ddpm.metrics import likelihood
-from ddpm.metrics import parts
 from ddpm.metrics import report
 from ddpm.metrics import scores
 from ddpm.metrics import sources
@@ -110,6 +109,10 @@ def main():
 
 def _check_flags():
   """The metrics asked for. Raises UserError if flags do not fit together."""
+  if 'TF_CONFIG' in os.environ:
+    raise UserError(
+        'TF_CONFIG is set, but ddpm.evaluate is for one host: unset it'
+    )
   if bool(_WORKDIR.value) == bool(_SAMPLES.value):
     raise UserError('one of --workdir and --samples is needed: what to score')
   if _SAMPLES.value and not _DATA.value:
@@ -159,7 +162,7 @@ def _score_images(metrics):
       reference=real.split(split),
       training=real.split('train') if 'nearest' in metrics else None,
       num_samples=count,
-      strategy=_strategy('auto', 0),
+      strategy=parallel.local_strategy(),
   )
   result = judge.score(samples, _SAMPLES.value)
   result['details'] |= {
@@ -177,9 +180,7 @@ def _score_run(metrics):
   _check_number(count, metrics)
   run_ = trained.Trained(workdir)
   config = run_.config
-  strategy = _strategy(
-      config.distribute.strategy, config.distribute.virtual_devices
-  )
+  strategy = parallel.local_strategy(config.distribute.virtual_devices)
   if _EVERY_CHECKPOINT.value:
     paths = checkpoint.find_all(workdir)
   else:
@@ -255,16 +256,6 @@ def _score_run(metrics):
     print(f'step {step}\n{report.table(result)}', flush=True)
   logging.info('wrote %s', os.path.join(workdir, 'evaluation.jsonl'))
   return result
-
-
-def _strategy(name, virtual_devices):
-  """All devices of this machine, also where several hosts trained."""
-  if 'TF_CONFIG' in os.environ:
-    raise UserError(
-        'TF_CONFIG is set, but ddpm.evaluate is for one host: unset it'
-    )
-  name = 'auto' if name == 'multi_worker' else name
-  return distribute.make_strategy(name, virtual_devices=virtual_devices)
 
 
 def _extractor(metrics, shape):

@@ -38,6 +38,7 @@ def main():
     raise UserError('--config is missing: a file of configs/')
   if not (_DRY_RUN.value or _WORKDIR.value):
     raise UserError('--workdir is missing: a folder for the run')
+  config_lib.check_found(config)
   config_lib.validate(config)
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()

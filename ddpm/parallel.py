@@ -1,10 +1,16 @@
 """A function of batches, on all devices of this machine."""
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 
-# Enough rows to keep a device busy.
-_BATCH_SIZE = 64
+from ddpm import distribute
+from ddpm.errors import reason
+from ddpm.errors import UserError
+
+# Enough rows to keep a device busy: a CPU, and what has cores in thousands.
+_CPU_BATCH_SIZE = 64
+_BATCH_SIZE = 256
 
 
 class Batched:
@@ -16,7 +22,8 @@ class Batched:
       once a replica, for one static shape.
     strategy: `tf.distribute.Strategy` of one process; None for the default
       device.
-    batch_size: rows of one replica.
+    batch_size: rows of one replica; halved, for good, as often as they do not
+      fit its memory.
   """
 
   def __init__(self, function, *, strategy=None, batch_size):
@@ -36,26 +43,52 @@ class Batched:
 
     Yields:
       The function's outputs as NumPy arrays [n, ...], in order.
+
+    Raises:
+      UserError: not even one row a replica fits the memory.
     """
     shared = tf.nest.map_structure(tf.convert_to_tensor, shared)
-    size = self._batch_size
-    rows = len(arrays[0])
-    step = size * self._strategy.num_replicas_in_sync
-    for start in range(0, rows, step):
-      # The last batch is filled up with rows that are cut off again.
-      index = np.minimum(np.arange(start, start + step), rows - 1)
-      parts = [
-          self._distribute([a[i] for i in np.split(index, step // size)])
-          for a in arrays
-      ]
-      outputs = self._strategy.experimental_local_results(
-          self._run(shared, *parts)
-      )
+    start, rows = 0, len(arrays[0])
+    while start < rows:
+      try:
+        outputs = self._batch(shared, arrays, start)
+      except tf.errors.ResourceExhaustedError as e:
+        self._halve(e)
+        continue
+      step = self._batch_size * self._strategy.num_replicas_in_sync
       n = min(step, rows - start)
       yield tf.nest.map_structure(
-          lambda *values, n=n: np.concatenate([v.numpy() for v in values])[:n],
-          *outputs,
+          lambda *values, n=n: np.concatenate(values)[:n], *outputs
       )
+      start += n
+
+  def _batch(self, shared, arrays, start):
+    """The outputs of each replica, for rows from start on."""
+    replicas = self._strategy.num_replicas_in_sync
+    index = np.arange(start, start + self._batch_size * replicas)
+    # The last batch is filled up with rows that are cut off again.
+    index = np.minimum(index, len(arrays[0]) - 1)
+    parts = [
+        self._distribute([a[i] for i in np.split(index, replicas)])
+        for a in arrays
+    ]
+    outputs = self._strategy.experimental_local_results(
+        self._run(shared, *parts)
+    )
+    return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
+
+  def _halve(self, error):
+    size = self._batch_size
+    if size == 1:
+      raise UserError(
+          'the memory of a device is too small for a batch of 1: '
+          f'{reason(error)}'
+      ) from error
+    self._batch_size = size // 2
+    logging.warning(
+        'the memory of a device is too small for a batch of %d: going on with'
+        ' %d', size, self._batch_size,
+    )  # fmt: skip
 
   def _distribute(self, parts):
     """One part for each replica."""
@@ -65,6 +98,26 @@ class Batched:
     )
 
 
-def batch_size(strategy, rows):
-  """A batch of one replica, so that all replicas share in so many rows."""
-  return min(_BATCH_SIZE, -(-rows // strategy.num_replicas_in_sync))
+def batch_size(strategy, rows, most=None):
+  """A batch of one replica, so that all replicas share in so many rows.
+
+  Args:
+    strategy: `tf.distribute.Strategy`.
+    rows: number of them.
+    most: rows of a batch; None for what a device of that kind has use for.
+  """
+  if most is None:
+    on_cpu = 'CPU' in strategy.extended.worker_devices[0]
+    most = _CPU_BATCH_SIZE if on_cpu else _BATCH_SIZE
+  return min(most, -(-rows // strategy.num_replicas_in_sync))
+
+
+def local_strategy(virtual_devices=0):
+  """All devices of this machine, whatever a run was trained on.
+
+  To be called before TensorFlow does anything else, and without TF_CONFIG.
+
+  Args:
+    virtual_devices: split the CPU in so many; 0 for no split.
+  """
+  return distribute.make_strategy('auto', virtual_devices=virtual_devices)

@@ -1,6 +1,7 @@
 """A run's model, as its workdir describes it."""
 
 import functools
+import math
 import re
 
 import numpy as np
@@ -21,26 +22,36 @@ class Trained:
     model: `unet.UNet`.
     layout: its `state.Layout`.
     diffusion: `diffusion.Diffusion`.
+    precision: that the network computes in.
 
   Args:
     workdir: the run's folder.
+    precision: one of `config.PRECISIONS`, or None for the config's.
 
   Raises:
-    UserError: it holds no run.
+    UserError: it holds no run, or there is no such precision.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir, *, precision=None):
+    if precision not in (None, *config_lib.PRECISIONS):
+      expected = ', '.join(config_lib.PRECISIONS)
+      raise UserError(
+          f'--precision is {precision!r}, expected one of: {expected}'
+      )
     self._workdir = workdir
     self.config = config_lib.load(workdir)
     if self.config is None:
       if checkpoint.any_in(workdir):
         raise UserError(f'{workdir} has checkpoints, but no config.json')
       raise UserError(checkpoint.none_in(workdir))
+    self.precision = precision or self.config.precision
 
   # Not made before a strategy is, which has to come first.
   @functools.cached_property
   def model(self):
-    return config_lib.build_model(self.config)
+    config = self.config.copy_and_resolve_references()
+    config.precision = self.precision
+    return config_lib.build_model(config)
 
   @functools.cached_property
   def layout(self):
@@ -170,6 +181,8 @@ class Trained:
           ' and without its classes: model.num_classes, and'
           ' train.label_dropout=0.1, say'
       )
+    if not math.isfinite(guidance):
+      raise UserError(f'--guidance is {guidance}, expected a number')
     if not 0.0 <= eta <= 1.0:
       raise UserError(f'--eta is {eta}, expected 0 to 1')
     if eta and sampler != 'ddim':

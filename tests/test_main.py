@@ -1,6 +1,5 @@
 """The programs, as users run them: one process each."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,9 +13,6 @@ from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from ddpm import sample
-from ddpm.errors import UserError
 
 
 def train(workdir, *args, steps=4, **env):
@@ -92,34 +88,6 @@ def test_two_processes_follow_one_and_one_resumes_them(run, tmp_path):
   np.testing.assert_allclose(losses(tmp_path)[1], losses(run[0])[1], rtol=1e-4)
 
 
-def test_sample_draws_what_the_trainer_drew(run, tmp_path):
-  workdir, _ = run
-  for name, flags in {
-      'a': ['--seeds=0-63'], 'b': ['--seeds=3,60-63', '--batch_size=2'],
-  }.items():  # fmt: skip
-    done = run_program(
-        'ddpm.sample', f'--workdir={workdir}', f'--outdir={tmp_path / name}',
-        *flags,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-  a = np.load(tmp_path / 'a' / 'samples.npz')
-  b = np.load(tmp_path / 'b' / 'samples.npz')
-  assert a['images'].shape == (64, 28, 28, 1)
-  assert a['images'].dtype == np.uint8
-  assert list(b['seeds']) == [3, 60, 61, 62, 63]
-  difference = np.abs(a['images'][b['seeds']].astype(int) - b['images'])
-  assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
-  grids = [
-      tf.io.decode_png(tf.io.read_file(str(path / 'grid.png'))).numpy()
-      for path in (workdir, tmp_path / 'a')
-  ]
-  assert np.abs(grids[0].astype(int) - grids[1]).max() <= 2
-  manifest = json.loads((tmp_path / 'b' / 'manifest.json').read_text())
-  assert manifest['step'] == 4 and manifest['weights'] == 'ema:0.995'
-  assert manifest['sampler'] == 'ancestral' and manifest['steps'] == 2
-  assert manifest['config']['train']['batch_size'] == 8
-
-
 def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
   done = run_program(
       'ddpm.main', *TINY_WITHOUT_XLA, '--dry_run',
@@ -180,33 +148,3 @@ def test_refuses_another_trajectory_and_keeps_the_run(run):
   )  # fmt: skip
   assert 'seed 0 -> 5' in line
   assert tensors(workdir, 4).keys() == before.keys()
-
-
-@pytest.mark.parametrize(
-    'args, message',
-    [
-        (['--sampler=euler'], "--sampler is 'euler', expected one of"),
-        (['--steps=21'], '--steps is 21, expected 1 to 20'),
-        (['--seeds=5-1'], "--seeds is '5-1', expected"),
-        (['--checkpoint=3'], 'has the steps: 2, 4'),
-        (['--weights=best'], "--weights is 'best', expected ema"),
-        (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
-    ],
-)
-def test_sample_refuses_in_one_line(run, tmp_path, args, message):
-  workdir, _ = run
-  flags = [f'--workdir={workdir}', f'--outdir={tmp_path}', *args]
-  assert message in refused('ddpm.sample', *flags)
-
-
-def test_sample_refuses_an_empty_workdir(tmp_path):
-  flags = [f'--workdir={tmp_path}', f'--outdir={tmp_path / "out"}']
-  assert 'has no checkpoints: train first' in refused('ddpm.sample', *flags)
-
-
-def test_parse_seeds():
-  assert list(sample.parse_seeds('3,7,20-22')) == [3, 7, 20, 21, 22]
-  assert len(sample.parse_seeds('0-63')) == 64
-  for text in ('', '1-', 'a', '-1', '3,3', '0-5,5'):
-    with pytest.raises(UserError):
-      sample.parse_seeds(text)

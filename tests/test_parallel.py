@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from ddpm import parallel
 from ddpm import samplers
+from ddpm.errors import UserError
 
 
 def mirrored(devices):
@@ -37,6 +38,43 @@ def test_rows_come_in_order(devices, rows):
   assert set(map(str, shapes)) == {'([4, 2], [4])'}
 
 
+class Device:
+  """One that has memory for so many rows."""
+
+  def __init__(self, rows):
+    self._rows = rows
+
+  def __call__(self, shared, x):
+    if x.shape[0] > self._rows:
+      raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
+    return shared * x
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_a_batch_is_halved_until_it_fits(devices):
+  run = parallel.Batched(
+      Device(3), strategy=mirrored(devices), batch_size=12
+  )
+  x = np.arange(20, dtype=np.float32)
+  for _ in range(2):
+    outputs = list(run(2.0, x))
+    assert len(outputs[0]) == 3 * devices
+    np.testing.assert_array_equal(np.concatenate(outputs), 2 * x)
+
+
+def test_a_batch_of_one_that_does_not_fit():
+  run = parallel.Batched(Device(0), batch_size=4)
+  with pytest.raises(UserError, match=r'too small for a batch of 1: out of me'):
+    list(run(2.0, np.arange(3.0)))
+
+
+@pytest.mark.parametrize(
+    'rows, most, expected', [(512, None, 64), (7, None, 3), (512, 300, 171)]
+)
+def test_batch_size(rows, most, expected):
+  assert parallel.batch_size(mirrored(3), rows, most) == expected
+
+
 def test_images_of_a_seed_are_the_same_on_two_devices(network):
   def draw(strategy, batch_size):
     sampler = samplers.Sampler(
@@ -45,7 +83,6 @@ def test_images_of_a_seed_are_the_same_on_two_devices(network):
         network.diffusion,
         sampler='ancestral',
         steps=3,
-        variance='fixedlarge',
         batch_size=batch_size,
         jit_compile=True,
         strategy=strategy,

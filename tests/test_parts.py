@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ddpm import parts
 from ddpm.errors import UserError
-from ddpm.metrics import parts
 
 ROWS = parts.ROWS
 
@@ -65,3 +65,43 @@ def test_a_damaged_file_is_named(tmp_path):
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(UserError, match=f'{path.name} is damaged: delete it'):
     numbers(tmp_path, Maker(), 5)
+
+
+def test_files_that_are_missing_are_named_and_made(tmp_path):
+  maker = Maker()
+  kept = parts.Parts(str(tmp_path), maker, total=2 * ROWS + 7, what='numbers')
+  assert kept.missing() == kept.files()
+  kept.make(ROWS, 2 * ROWS)
+  assert kept.missing() == [(0, ROWS), (2 * ROWS, 2 * ROWS + 7)]
+  numbers(tmp_path, maker, 2 * ROWS + 7)
+  assert kept.missing() == [] and len(maker.made) == 3
+
+
+@pytest.mark.parametrize('rows', [1, ROWS, ROWS + 3])
+def test_a_file_of_blocks_is_one_of_arrays(tmp_path, rows):
+  images = np.arange(rows * 6, dtype=np.uint8).reshape(rows, 3, 2, 1)
+  labels = np.arange(rows, dtype=np.int32)
+  path = str(tmp_path / 'samples.npz')
+  # One after the other: an array that is not contiguous among them.
+  blocks = (np.asfortranarray(images[i : i + 100]) for i in range(0, rows, 100))
+  parts.write_blocks(path, {'images': blocks, 'labels': [labels]}, rows=rows)
+  assert [p.name for p in tmp_path.iterdir()] == ['samples.npz']
+  with np.load(path) as arrays:
+    assert set(arrays) == {'images', 'labels'}
+    for name, expected in {'images': images, 'labels': labels}.items():
+      assert arrays[name].dtype == expected.dtype
+      np.testing.assert_array_equal(arrays[name], expected)
+  read = list(parts.read_blocks(path, 'images'))
+  assert len(read) == -(-rows // ROWS)
+  np.testing.assert_array_equal(np.concatenate(read), images)
+
+
+def test_a_damaged_file_of_blocks_is_named(tmp_path):
+  path = tmp_path / 'samples.npz'
+  random = np.random.default_rng(0).integers(0, 256, [99, 9], np.uint8)
+  parts.write_blocks(str(path), {'images': [random]}, rows=99)
+  data = path.read_bytes()
+  for damaged in (data[:50], data[:400] + b'damage' + data[406:]):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'samples.npz is damaged: delete it'):
+      list(parts.read_blocks(str(path), 'images'))

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from ddpm import parallel
+from ddpm import parts
 from ddpm import rng
 from ddpm import samplers
-from ddpm.metrics import parts
 
 
 class Bits:

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from ddpm import CACHE
 from ddpm import parallel
+from ddpm import parts
 from ddpm.errors import UserError
 from ddpm.metrics import distances
-from ddpm.metrics import parts
 
 # Images that each metric needs at least.
 MINIMUM = {'fid': 2, 'kid': 4, 'is': 10, 'prdc': 6, 'nearest': 2, 'bpd': 2}

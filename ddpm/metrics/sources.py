@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
+from ddpm import parts
 from ddpm.errors import reason
 from ddpm.errors import UserError
-from ddpm.metrics import parts
 
 _EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
 
