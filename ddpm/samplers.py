@@ -151,10 +151,10 @@ def bind(model, layout, params, labels, *, guidance=1.0):
 def steps_for(diffusion, sampler, number):
   """The `diffusion.Steps` that a sampler takes.
 
-  Heun's method goes along straight lines in sigma / alpha, which evenly spaced
-  timesteps may cut to a thousandth in one step: its steps are Karras et al.'s.
+  Those of second order go along lines in sigma / alpha, which evenly spaced
+  timesteps may cut to a thousandth in one step: they take Karras et al.'s.
   """
-  return diffusion.steps(number, by_noise=sampler == 'heun')
+  return diffusion.steps(number, by_noise=sampler in ('dpmpp_2m', 'heun'))
 
 
 def table(diffusion, steps, *, sampler, eta=0.0):
