@@ -48,6 +48,8 @@ setuptools.setup(
         'tqdm>=4.66,<5',
         # Curves of scores.
         'matplotlib>=3.8,<4',
+        # Pictures that users have, in any format; animated PNG.
+        'pillow>=10.3',
         # Weights to and from diffusers, as files without code in them.
         'safetensors>=0.5,<1',
     ],

@@ -296,22 +296,24 @@ class Diffusion(_Process):
         tf.gather(tf.constant(self._times, tf.float32), t),
     )
 
-  def steps(self, number, *, by_noise=False):
+  def steps(self, number, *, by_noise=False, at=1.0):
     """The `Steps` of a sampler.
 
     Args:
-      number: how many, 1 to T.
+      number: how many, 1 to `at` T.
       by_noise: whether they are spaced as in `EDM`, by sigma / alpha from 80
         at most, with the time between two timesteps where a level is; else
         they are evenly spaced timesteps.
+      at: fraction of T that they begin at; 1 for noise alone.
     """
-    t = timesteps_for(self.num_timesteps, number)
+    begin = max(1, round(at * self.num_timesteps))
+    t = timesteps_for(begin, number)
     if not by_noise:
       return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
-    ratios = self._sigmas / self._alphas
+    ratios = (self._sigmas / self._alphas)[:begin]
     ratio = _spaced_sigmas(number, min(ratios[-1], 80.0), ratios[0], 7.0)
     alpha = 1.0 / np.sqrt(1.0 + ratio**2)
-    time = np.interp(np.log(ratio), np.log(ratios), self._times)
+    time = np.interp(np.log(ratio), np.log(ratios), self._times[:begin])
     return Steps(alpha, ratio * alpha, time, t)
 
   def posterior(self, t, s):
@@ -413,24 +415,35 @@ class EDM(_Process):
     sigma = tf.reshape(t, [-1, 1, 1, 1])
     return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
 
-  def steps(self, number, *, by_noise=True):
-    """The `Steps` of a sampler, equation 5 of Karras et al. 2022."""
-    del by_noise  # There are no timesteps to space evenly.
+  def steps(self, number, *, by_noise=True, at=1.0):
+    """The `Steps` of a sampler, equation 5 of Karras et al. 2022.
+
+    Args:
+      number: how many, 1 to `num_timesteps`.
+      by_noise: they always are: there are no timesteps to space evenly.
+      at: how far up these levels they begin; 1 for sigma_max.
+    """
+    del by_noise
     if not 1 <= number <= self.num_timesteps:
       raise ValueError(
           f'steps is {number}, expected 1 to {self.num_timesteps}'
       )
-    sigma = _spaced_sigmas(
-        number, self.prior_sigma, self._sigma_min, self._rho
-    )
+    low, high = self._sigma_min, self.prior_sigma
+    begin = _spaced_sigma(1.0 - at, high, low, self._rho)
+    sigma = _spaced_sigmas(number, begin, low, self._rho)
     t = np.arange(number)[::-1]
     return Steps(np.ones(number), sigma, np.log(sigma) / 4.0, t)
 
 
 def _spaced_sigmas(number, first, last, rho):
   """Noise levels that crowd at low noise: equation 5 of Karras et al. 2022."""
+  return _spaced_sigma(np.linspace(0.0, 1.0, number), first, last, rho)
+
+
+def _spaced_sigma(share, first, last, rho):
+  """The level at a share of the way from the first one to the last."""
   first, last = first ** (1.0 / rho), last ** (1.0 / rho)
-  return np.linspace(first, last, number) ** rho
+  return (first + share * (last - first)) ** rho
 
 
 def loss_terms(loss):

@@ -9,8 +9,6 @@ together, each with its own number in TF_CONFIG.
 
 import functools
 import hashlib
-import json
-import os
 import re
 import time
 
@@ -18,26 +16,23 @@ from absl import flags
 from absl import logging
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 import ddpm
 from ddpm import checkpoint
+from ddpm import job as job_lib
 from ddpm import parallel
 from ddpm import parts
+from ddpm import pictures
 from ddpm import preemption
 from ddpm import trained
-from ddpm import writers
 from ddpm.errors import run
 from ddpm.errors import UserError
-from ddpm.errors import writing
-
-# A grid of more images than this is nothing to look at.
-_GRID_IMAGES = 256
 
 # What a machine has memory to list.
 _MOST_SEEDS = 100_000_000
 
-_LOG_SECONDS = 10
+# What a device has memory to keep all frames of.
+_MOST_FILMED = 64
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
@@ -89,6 +84,34 @@ _WEIGHTS = flags.DEFINE_string(
     ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
     ' or raw.',
 )
+_FILM = flags.DEFINE_bool(
+    'film', False, 'The way from noise to the grid, too: film.png, animated.'
+)
+_INTERPOLATE = flags.DEFINE_string(
+    'interpolate',
+    None,
+    'SEED_A,SEED_B,N: instead of --seeds N images, from that of one seed to'
+    ' that of another.',
+)
+_DENOISE_FROM = flags.DEFINE_string(
+    'denoise_from',
+    None,
+    'Picture that is noised, and denoised again, once for each seed.',
+)
+_AT = flags.DEFINE_float(
+    'at',
+    0.5,
+    'How far --denoise_from noises it: a fraction of the process; 1 leaves'
+    ' nothing of it.',
+)
+_INPAINT = flags.DEFINE_string(
+    'inpaint',
+    None,
+    'Picture, a part of which is painted anew, once for each seed.',
+)
+_MASK = flags.DEFINE_string(
+    'mask', None, 'Picture that is white where --inpaint is to paint.'
+)
 
 
 def main():
@@ -96,7 +119,8 @@ def main():
   started = time.monotonic()
   if not _WORKDIR.value or not _OUTDIR.value:
     raise UserError('--workdir and --outdir are needed: the run, and a folder')
-  host, hosts = this_host()
+  check_flags()
+  host, hosts = job_lib.this_host()
   model = trained.Trained(_WORKDIR.value, precision=_PRECISION.value)
   strategy = parallel.local_strategy(model.config.distribute.virtual_devices)
   job, details = _make_job(model, strategy, host, hosts)
@@ -110,7 +134,7 @@ def main():
   job.begin()
   logging.info(
       '%d images from %s (%s), %s, %d steps, %d replicas, host %d of %d',
-      len(job.seeds), details['checkpoint'], details['weights'],
+      job.total, details['checkpoint'], details['weights'],
       job.identity['sampler'], job.identity['steps'],
       strategy.num_replicas_in_sync, host, hosts,
   )  # fmt: skip
@@ -129,10 +153,21 @@ def main():
 
 def _make_job(model, strategy, host, hosts):
   """The job that the flags describe, and what else its manifest tells."""
-  seeds = parse_seeds(_SEEDS.value)
+  if _INTERPOLATE.value:
+    columns = parse_interpolation(_INTERPOLATE.value)
+    seeds = columns['seeds'][:, 0]
+  else:
+    seeds = parse_seeds(_SEEDS.value)
+    columns = {'seeds': seeds}
+  if _FILM.value and len(seeds) > _MOST_FILMED:
+    raise UserError(
+        f'--film is of at most {_MOST_FILMED} images, but there are'
+        f' {len(seeds)}'
+    )
   labels = parse_labels(_LABELS.value, seeds, model.config.model.num_classes)
-  if _BATCH_SIZE.value is not None and _BATCH_SIZE.value < 1:
-    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
+  if labels is not None:
+    columns['labels'] = labels
+  given, mask, pictured = _pictures(model)
   path = checkpoint.find(_WORKDIR.value, _CHECKPOINT.value)
   sampler = model.sampler(
       _SAMPLER.value,
@@ -143,13 +178,21 @@ def _make_job(model, strategy, host, hosts):
       guidance=_GUIDANCE.value,
       eta=_ETA.value,
       strategy=strategy,
+      image=given,
+      mask=mask,
+      at=_AT.value if _DENOISE_FROM.value else 1.0,
+      film=_FILM.value,
   )
+  if _INTERPOLATE.value and sampler.is_noisy:
+    raise UserError(
+        f'--interpolate needs a sampler that adds no noise, but this is'
+        f' {sampler.name}: --sampler=dpmpp_2m, heun or ddim'
+    )
   step, weights, params = model.weights(path, _WEIGHTS.value)
-  job = Job(
+  job = job_lib.Job(
       _OUTDIR.value,
       functools.partial(sampler, params),
-      seeds,
-      labels,
+      columns,
       identity={
           'weights_digest': hashlib.sha256(params).hexdigest()[:16],
           'sampler': sampler.name,
@@ -157,10 +200,13 @@ def _make_job(model, strategy, host, hosts):
           'eta': _ETA.value,
           'guidance': _GUIDANCE.value,
           'labels': _LABELS.value,
-          'seeds': _SEEDS.value,
+          'seeds': None if _INTERPOLATE.value else _SEEDS.value,
           'precision': model.precision,
-      },
-      labelled=model.config.model.num_classes > 0,
+          'film': _FILM.value,
+          'interpolate': _INTERPOLATE.value,
+      } | pictured,
+      given=given,
+      grid_columns=len(seeds) if _INTERPOLATE.value else None,
       host=host,
       hosts=hosts,
   )
@@ -181,222 +227,74 @@ def _make_job(model, strategy, host, hosts):
   return job, details
 
 
-class Job:
-  """Images of some seeds, drawn into a folder by one host or by several.
-
-  While it is worked on OUTDIR/parts holds what is drawn, and the job's identity
-  as each host wrote it; host k draws every `hosts`-th part, from the k-th on.
-  No host speaks to another.
-
-  Attributes:
-    seeds: int64 [N].
-    identity: dict, all that the images depend on.
-
-  Args:
-    outdir: the folder, which all hosts share.
-    draw: function (seeds, labels) -> batches, uint8 [n, H, W, C].
-    seeds, labels: of the images, [N].
-    identity: see there.
-    labelled: whether the labels are of classes, and to be written.
-    host, hosts: number of this host, and how many there are.
-
-  Raises:
-    UserError: the folder holds another job, begun or finished.
-  """
-
-  def __init__(
-      self, outdir, draw, seeds, labels, *, identity, labelled=False, host=0,
-      hosts=1,
-  ):  # fmt: skip
-    self.seeds = seeds
-    self.identity = identity
-    self._outdir = outdir
-    self._draw_batches = draw
-    self._labels = labels
-    self._labelled = labelled
-    self._host = host
-    self._hosts = hosts
-    self._directory = os.path.join(outdir, 'parts')
-    self._parts = parts.Parts(
-        self._directory, self._draw_part, total=len(seeds), what='images'
-    )
-    self._progress = None
-    begun = tf.io.gfile.glob(os.path.join(self._directory, 'job_*.json'))
-    for path in [self._path('manifest.json'), *begun]:
-      self._check_same(path)
-
-  def is_finished(self):
-    """Whether all is written already."""
-    return all(
-        tf.io.gfile.exists(self._path(name))
-        for name in ('samples.npz', 'manifest.json')
-    )
-
-  def begin(self):
-    """Writes down what the job is, so that another one is told from it."""
-    with writing(f'--outdir {self._outdir}'):
-      tf.io.gfile.makedirs(self._directory)
-    self._write_json(f'parts/job_{self._host}.json', self.identity)
-
-  def draw(self):
-    """Draws this host's share of the images that are not there yet."""
-    share = self._parts.files()[self._host :: self._hosts]
-    missing = sorted(set(share) & set(self._parts.missing()))
-    total, left = _rows(share), _rows(missing)
-    if left < total:
-      logging.info('%d of %d images are drawn already', total - left, total)
-    self._progress = _Progress(total - left, total)
-    for first, last in missing:
-      self._parts.make(first, last)
-    self._progress.close()
-
-  def wait(self):
-    """Waits until the other hosts have drawn their shares."""
-    while missing := self._parts.missing():
-      of = {first // parts.ROWS % self._hosts for first, _ in missing}
-      logging.log_every_n_seconds(
-          logging.INFO, 'waiting for %d images of host %s', _LOG_SECONDS,
-          _rows(missing), ', '.join(map(str, sorted(of))),
-      )  # fmt: skip
-      time.sleep(1)
-
-  def assemble(self):
-    """Writes samples.npz and grid.png from the parts."""
-    number = len(self.seeds)
-    columns = {
-        'images': self._parts.column('images', 0, number),
-        'seeds': [self.seeds],
-    }
-    if self._labelled:
-      columns['labels'] = [self._labels]
-    parts.write_blocks(self._path('samples.npz'), columns, rows=number)
-    first = self._parts.column('images', 0, min(number, _GRID_IMAGES))
-    grid = writers.grid(np.concatenate(list(first)))
-    writers.write_png(self._path('grid.png'), grid)
-
-  def write_pngs(self):
-    """Writes a file an image, from samples.npz."""
-    seeds = iter(self.seeds)
-    for block in parts.read_blocks(self._path('samples.npz'), 'images'):
-      for image in block:
-        writers.write_png(self._path(f'png/{next(seeds):08d}.png'), image)
-
-  def finish(self, details):
-    """Writes manifest.json, the sign that all is there."""
-    self._write_json('manifest.json', self.identity | details)
-
-  def clear(self):
-    """Removes the parts, which samples.npz has."""
-    if tf.io.gfile.isdir(self._directory):
-      with writing(self._directory):
-        tf.io.gfile.rmtree(self._directory)
-
-  def _draw_part(self, first, last):
-    batches = []
-    for batch in self._draw_batches(
-        self.seeds[first:last], self._labels[first:last]
-    ):
-      batches.append(batch)
-      self._progress.add(len(batch))
-    return {'images': np.concatenate(batches)}
-
-  def _check_same(self, path):
-    """Raises UserError if what a file tells of is another job."""
-    if not tf.io.gfile.exists(path):
-      return
-    try:
-      with tf.io.gfile.GFile(path) as f:
-        theirs = json.loads(f.read())
-      differ = [
-          f'{name} {theirs.get(name)} -> {value}'
-          for name, value in self.identity.items()
-          if theirs.get(name) != value
-      ]
-    except (ValueError, AttributeError) as e:
-      raise UserError(f'{path} is damaged: use another --outdir') from e
-    if differ:
-      raise UserError(
-          f'--outdir {self._outdir} holds another job: {", ".join(differ)}; use'
-          ' another --outdir'
-      )
-
-  def _path(self, name):
-    return os.path.join(self._outdir, name)
-
-  def _write_json(self, name, fields):
-    text = json.dumps(fields, indent=2) + '\n'
-    writers.write_file(self._path(name), text.encode())
-
-
-class _Progress:
-  """How far it is: a bar on a terminal, else a line now and then."""
-
-  def __init__(self, done, total):
-    self._done = done
-    self._total = total
-    # When the first batch was done, which takes compiling, and where it was.
-    self._start = None
-    # None: silent where there is no terminal.
-    self._bar = tqdm.tqdm(
-        total=total, initial=done, unit='image', disable=None,
-        dynamic_ncols=True,
-    )  # fmt: skip
-
-  def add(self, number):
-    self._done += number
-    self._bar.update(number)
-    now = time.monotonic()
-    if self._start is None:
-      self._start = now, self._done
-    elif self._bar.disable:
-      started, first = self._start
-      rate = (self._done - first) / (now - started)
-      logging.log_every_n_seconds(
-          logging.INFO, '%d of %d images, %.1f images/s, %s left', _LOG_SECONDS,
-          self._done, self._total, rate,
-          duration((self._total - self._done) / rate),
-      )  # fmt: skip
-
-  def close(self):
-    self._bar.close()
-
-
-def duration(seconds):
-  """A time in words: '40 s', '12 min', '1 h 13 min'."""
-  if round(seconds) < 60:
-    return f'{seconds:.0f} s'
-  hours, minutes = divmod(round(seconds / 60), 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min'
-
-
-def this_host():
-  """Number of this host, and of how many, as TF_CONFIG says; else 0, 1.
-
-  TF_CONFIG is taken out of the environment: TensorFlow would have the hosts
-  meet, and they need not.
-
-  Raises:
-    UserError: TF_CONFIG does not say it.
-  """
-  text = os.environ.pop('TF_CONFIG', None)
-  if not text:
-    return 0, 1
-  try:
-    config = json.loads(text)
-    (addresses,) = config['cluster'].values()
-    host, hosts = config['task']['index'], len(addresses)
-    if host not in range(hosts):
-      raise ValueError(host)
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+def check_flags():
+  """Raises UserError if a flag is out of range, or lacks its partner."""
+  if _BATCH_SIZE.value is not None and _BATCH_SIZE.value < 1:
+    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
+  what = [
+      flag.name
+      for flag in (_INTERPOLATE, _DENOISE_FROM, _INPAINT)
+      if flag.value
+  ]
+  if len(what) > 1:
+    raise UserError(f'expected one of --{" and --".join(what)}')
+  if _INTERPOLATE.value and _SEEDS.present:
+    raise UserError('--interpolate names its seeds: leave out --seeds')
+  if _AT.present and not _DENOISE_FROM.value:
+    raise UserError('--at is of --denoise_from, which is missing')
+  if not 0.0 < _AT.value <= 1.0:
+    raise UserError(f'--at is {_AT.value}, expected more than 0, to 1')
+  if bool(_INPAINT.value) != bool(_MASK.value):
     raise UserError(
-        f'TF_CONFIG is {text}, expected such as {{"cluster": {{"worker":'
-        ' ["host0", "host1"]}, "task": {"type": "worker", "index": 0}}'
-    ) from e
-  return host, hosts
+        '--inpaint and --mask go together: the picture, and one of its size'
+        ' that is white where it is to be painted'
+    )
 
 
-def _rows(files):
-  return sum(last - first for first, last in files)
+def _pictures(model):
+  """What --denoise_from, --inpaint and --mask name.
+
+  Returns:
+    uint8 [H, W, C] or None, bool [H, W, 1] or None, and what they add to the
+    identity of the job.
+  """
+  path = _DENOISE_FROM.value or _INPAINT.value
+  if not path:
+    return None, None, {}
+  shape = model.model.image_shape
+  given, mask = pictures.read(path, shape), None
+  told = {'denoise_from': path, 'at': _AT.value}
+  if _INPAINT.value:
+    mask = pictures.read_mask(_MASK.value, path, shape)
+    told = {'inpaint': path, 'mask': _MASK.value}
+  digest = hashlib.sha256(given)
+  if mask is not None:
+    digest.update(mask)
+  return given, mask, told | {'pictures_digest': digest.hexdigest()[:16]}
+
+
+def parse_interpolation(text):
+  """What 'SEED_A,SEED_B,N' draws.
+
+  Returns:
+    Dict of seeds, int64 [N, 2], and fractions, float32 [N], of the way from the
+    first seed's noise, 0, to the second's, 1.
+
+  Raises:
+    UserError: not of that form.
+  """
+  match = re.fullmatch(r'(\d{1,19}),(\d{1,19}),(\d{1,4})', text)
+  if match:
+    first, second, number = map(int, match.groups())
+  if not match or max(first, second) >= 2**63 or first == second or number < 2:
+    raise UserError(
+        f'--interpolate is {text!r}, expected two seeds and a number of images,'
+        ' such as 3,7,10'
+    )
+  return {
+      'seeds': np.tile(np.array([first, second], np.int64), (number, 1)),
+      'fractions': np.linspace(0.0, 1.0, number, dtype=np.float32),
+  }
 
 
 def parse_seeds(text):
@@ -431,13 +329,13 @@ def parse_seeds(text):
 
 
 def parse_labels(text, seeds, num_classes):
-  """The class of each seed: int32 array [N].
+  """The class of each seed: int32 array [N], or None without classes.
 
   Raises:
     UserError: not of the form that --labels takes, or not a class.
   """
   if text == 'all':
-    return (seeds % max(num_classes, 1)).astype(np.int32)
+    return (seeds % num_classes).astype(np.int32) if num_classes else None
   if not num_classes:
     raise UserError(f'--labels is {text!r}, but the model has no classes')
   try:

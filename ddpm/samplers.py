@@ -20,6 +20,9 @@ from ddpm import rng
 
 SAMPLERS = ('ancestral', 'ddim', 'dpmpp_2m', 'heun')
 
+# Of a film; a process of more steps skips some.
+_MOST_FRAMES = 61
+
 
 class Sampler:
   """Draws images of a model; one call for the whole process of a batch.
@@ -27,8 +30,11 @@ class Sampler:
   Attributes:
     name: of the sampler.
     steps: of the reverse process.
+    is_noisy: whether it adds noise on the way.
     draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
-      [B, H, W, C], of tensors, any number of them.
+      [B, H, W, C] (of a film [B, frames, H, W, C]), of tensors, any number of
+      them. With seeds [B, 2] and a fourth argument, fractions float32 [B], the
+      first noise lies between that of two seeds.
 
   Args:
     model: `unet.UNet`.
@@ -43,6 +49,11 @@ class Sampler:
     stop: scalar, or variable of one, on the host: where it is not 0 the loop
       ends early, and its images are none.
     strategy: on whose devices; None for the default one.
+    image: uint8 [H, W, C], to begin with or to paint in; None for none.
+    mask: bool [H, W, 1], where to paint; None for everywhere.
+    at: fraction of the process that is gone through, from the noised image on,
+      with that share of the steps; 1 for all of it, from noise.
+    film: whether to draw the noisy images on the way, too.
   """
 
   def __init__(
@@ -59,28 +70,48 @@ class Sampler:
       eta=0.0,
       stop=0.0,
       strategy=None,
+      image=None,
+      mask=None,
+      at=1.0,
+      film=False,
   ):
+    number = max(1, round(at * steps))
+    if image is not None:
+      image = image.astype(np.float32) / 127.5 - 1.0
     rows = table(
-        diffusion, steps_for(diffusion, sampler, steps), sampler=sampler,
-        eta=eta,
+        diffusion, steps_for(diffusion, sampler, number, at=at),
+        sampler=sampler, eta=eta,
     )  # fmt: skip
     self.name = sampler
     self.steps = steps
+    self.is_noisy = bool(np.any(rows['noise']))
     self._num_classes = model.num_classes
 
-    def draw(params, seeds, labels):
-      return to_images(
-          sample(
-              bind(model, layout, params, labels, guidance=guidance),
-              diffusion,
-              rows,
-              keys=rng.key(seeds),
-              image_shape=model.image_shape,
-              clip=sampler != 'heun',
-              jit_compile=jit_compile,
-              stop=stop,
-          )
+    def draw(params, seeds, labels, fractions=None):
+      shape = model.image_shape
+      if fractions is None:
+        keys = rng.key(seeds)
+        noise = first_noise(diffusion, keys, shape)
+      else:
+        keys, other = rng.key(seeds[:, 0]), rng.key(seeds[:, 1])
+        noise = slerp(
+            first_noise(diffusion, keys, shape),
+            first_noise(diffusion, other, shape),
+            fractions,
+        )
+      x, frames = sample(
+          bind(model, layout, params, labels, guidance=guidance),
+          diffusion,
+          rows,
+          start=_start(diffusion, rows, noise, None if at == 1.0 else image),
+          keys=keys,
+          clip=sampler != 'heun',
+          known=None if mask is None else (image, mask),
+          film=film,
+          jit_compile=jit_compile,
+          stop=stop,
       )
+      return to_images(x) if frames is None else frames
 
     self.draw = draw
     self._batched = parallel.Batched(
@@ -91,20 +122,24 @@ class Sampler:
     """The classes drawn for some seeds: seed mod num_classes; 0 without."""
     return (seeds % max(self._num_classes, 1)).astype(np.int32)
 
-  def __call__(self, params, seeds, labels=None):
+  def __call__(self, params, seeds, labels=None, fractions=None):
     """Draws an image for each seed, in batches.
 
     Args:
       params: float32 [P], weights of the model.
-      seeds: int64 NumPy array [N], not negative.
-      labels: int32 NumPy array [N], classes; None for `self.labels(seeds)`.
+      seeds: int64 NumPy array [N], not negative; with fractions [N, 2].
+      labels: int32 NumPy array [N], classes; None for `labels` of the (first)
+        seeds.
+      fractions: float32 NumPy array [N], or None: see `draw`.
 
     Yields:
-      uint8 NumPy arrays [n, H, W, C], in the order of the seeds. An image
-      depends on its own seed and label alone.
+      uint8 NumPy arrays [n, H, W, C] (of a film [n, frames, H, W, C]), in the
+      order of the seeds. An image depends on its own seed and label alone.
     """
-    labels = self.labels(seeds) if labels is None else labels
-    yield from self._batched(params, seeds, labels)
+    if labels is None:
+      labels = self.labels(seeds.reshape(len(seeds), -1)[:, 0])
+    between = [] if fractions is None else [fractions]
+    yield from self._batched(params, seeds, labels, *between)
 
 
 def bind(model, layout, params, labels, *, guidance=1.0):
@@ -148,13 +183,50 @@ def bind(model, layout, params, labels, *, guidance=1.0):
   return network
 
 
-def steps_for(diffusion, sampler, number):
+def first_noise(diffusion, keys, image_shape):
+  """Standard normal noise [B, H, W, C], that a process begins with.
+
+  Its key is one that no step's noise has: timesteps stop at T - 1.
+  """
+  return rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
+
+
+def slerp(a, b, fraction):
+  """Between a, at 0, and b, at 1, on a great circle (Shoemake 1985).
+
+  What lies on the straight line has too little noise in it.
+
+  Args:
+    a, b: float32 [B, H, W, C].
+    fraction: float32 [B].
+  """
+  axes = [1, 2, 3]
+
+  def dot(x, y):
+    return tf.reduce_sum(x * y, axes, keepdims=True)
+
+  angle = tf.acos(dot(a, b) / tf.sqrt(dot(a, a) * dot(b, b)))
+  fraction = tf.reshape(fraction, [-1, 1, 1, 1])
+  first = tf.sin((1.0 - fraction) * angle) * a
+  return (first + tf.sin(fraction * angle) * b) / tf.sin(angle)
+
+
+def _start(diffusion, rows, noise, image):
+  """Where the process begins: at noise, or at an image that is noised so."""
+  if image is None:
+    return diffusion.prior_sigma * noise
+  alpha, sigma = np.float32(rows['alpha'][0]), np.float32(rows['sigma'][0])
+  return alpha * image + sigma * noise
+
+
+def steps_for(diffusion, sampler, number, *, at=1.0):
   """The `diffusion.Steps` that a sampler takes.
 
   Those of second order go along lines in sigma / alpha, which evenly spaced
   timesteps may cut to a thousandth in one step: they take Karras et al.'s.
   """
-  return diffusion.steps(number, by_noise=sampler in ('dpmpp_2m', 'heun'))
+  by_noise = sampler in ('dpmpp_2m', 'heun')
+  return diffusion.steps(number, by_noise=by_noise, at=at)
 
 
 def table(diffusion, steps, *, sampler, eta=0.0):
@@ -269,28 +341,35 @@ def sample(
     diffusion,
     rows,
     *,
+    start,
     keys,
-    image_shape,
     clip=True,
+    known=None,
+    film=False,
     jit_compile=False,
     stop=0.0,
 ):
-  """Runs the whole reverse process.
+  """Runs the reverse process.
 
   Args:
     network: function (x float32 [B, H, W, C], time float32 [B]) -> output.
     diffusion: of `diffusion`, the process.
     rows: dict of `table`.
+    start: float32 [B, H, W, C], x at the first row's level.
     keys: uint32 [B, 2], one key an image.
-    image_shape: (H, W, C).
     clip: whether to clip each guess of x_0 to [-1, 1].
+    known: image float32 [H, W, C] and mask bool [H, W, 1]: where the mask is
+      not set each guess of x_0 is replaced by the image; None for nowhere.
+    film: whether to return the noisy images on the way, too.
     jit_compile: whether to compile a step with XLA. The loop stands outside,
       where it can be stopped, and takes no longer to compile for more steps.
     stop: scalar or variable on the host: the loop ends where it is not 0.
 
   Returns:
-    float32 [B, H, W, C], about [-1, 1].
+    float32 [B, H, W, C], about [-1, 1], and the film, uint8 [B, frames, H, W,
+    C], or None: from the start on x, scaled so that alpha^2 + sigma^2 = 1.
   """
+  num_rows = len(rows['t'])
   any_noise = np.any(rows['noise'])
   any_memory = np.any(rows['x_m'])
   columns = {
@@ -306,6 +385,9 @@ def sample(
     x0 = diffusion.predict_x0(x, level, output)
     if clip:
       x0 = tf.clip_by_value(x0, -1.0, 1.0)
+    if known is not None:
+      image, mask = known
+      x0 = tf.where(mask, x0, image)
     new = row['x_x0'] * x0 + row['x_x'] * x
     if any_memory:
       new += row['x_m'] * m
@@ -318,20 +400,39 @@ def sample(
             share * row['log_beta'] + (1.0 - share) * row['log_posterior']
         )
         noise *= tf.exp(0.5 * log_variance)
-      new += noise * rng.normal(rng.fold_in(keys, row['t']), image_shape)
+      new += noise * rng.normal(rng.fold_in(keys, row['t']), x.shape[1:])
     return new, m
 
-  def cond(i, x, m):
-    return (i < len(rows['t'])) & (tf.convert_to_tensor(stop) == 0)
+  # Which frame of the film x is before each row, and at the end; -1 for none.
+  frames = min(num_rows + 1, _MOST_FRAMES)
+  shown = np.full(num_rows + 1, -1, np.int32)
+  shown[np.linspace(0, num_rows, frames).astype(int)] = np.arange(frames)
+  scale = np.append(np.hypot(rows['alpha'], rows['sigma']), 1.0)
+  shown, scale = tf.constant(shown), tf.constant(scale, tf.float32)
 
-  def body(i, x, m):
+  def show(written, i, x):
+    return tf.cond(
+        shown[i] < 0,
+        lambda: written,
+        lambda: written.write(shown[i], to_images(x / scale[i])),
+    )
+
+  def cond(i, *_):
+    return (i < num_rows) & (tf.convert_to_tensor(stop) == 0)
+
+  def body(i, x, m, *written):
     row = {name: column[i] for name, column in columns.items()}
-    return i + 1, *step(x, m, row)
+    written = [show(w, i, x) for w in written]
+    return i + 1, *step(x, m, row), *written
 
-  # x_T has a key that no step's noise has: timesteps stop at T - 1.
-  x = rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
-  x *= diffusion.prior_sigma
-  return tf.while_loop(cond, body, (tf.constant(0), x, tf.zeros_like(x)))[1]
+  loop = [tf.constant(0), start, tf.zeros_like(start)]
+  if film:
+    loop.append(tf.TensorArray(tf.uint8, frames))
+  i, x, _, *written = tf.while_loop(cond, body, loop)
+  if not film:
+    return x, None
+  written = show(written[0], i, x).stack()  # [frames, B, ...]
+  return x, tf.transpose(written, [1, 0, 2, 3, 4])
 
 
 def to_images(x):

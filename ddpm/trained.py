@@ -145,6 +145,7 @@ class Trained:
       eta=0.0,
       jit_compile=True,
       strategy=None,
+      **kwargs,
   ):
     """Makes a sampler of the model.
 
@@ -156,6 +157,7 @@ class Trained:
       eta: of ddim.
       jit_compile: whether to compile with XLA, where the config does.
       strategy: on whose devices; None for the default one.
+      **kwargs: of `samplers.Sampler`: an image to begin with, a film.
 
     Returns:
       `samplers.Sampler`.
@@ -198,4 +200,5 @@ class Trained:
         batch_size=batch_size,
         jit_compile=config.jit_compile and jit_compile,
         strategy=strategy,
+        **kwargs,
     )

@@ -63,17 +63,18 @@ class Writers:
       sink.close()
 
 
-def grid(images):
-  """Lays images out in a square, row by row, 2 pixels apart.
+def grid(images, *, columns=None):
+  """Lays images out row by row, 2 pixels apart.
 
   Args:
     images: uint8 [N, H, W, C].
+    columns: images in a row; None for a square.
 
   Returns:
     uint8 [rows * (H + 2) + 2, columns * (W + 2) + 2, C].
   """
   n, h, w, c = images.shape
-  columns = int(np.ceil(np.sqrt(n)))
+  columns = columns or int(np.ceil(np.sqrt(n)))
   rows = -(-n // columns)
   cells = np.zeros([rows * columns, h + 2, w + 2, c], np.uint8)
   cells[:n, 2:, 2:] = images

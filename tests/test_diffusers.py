@@ -197,12 +197,12 @@ def step_difference(scheduler, config, monkeypatch):
   expected = scheduler.step(output, int(row['t'][0]), x).prev_sample
 
   monkeypatch.setattr(rng, 'normal', lambda key, shape: tf.constant(nhwc(x)))
-  ours = samplers.sample(
+  ours, _ = samplers.sample(
       lambda x, time: tf.constant(nhwc(output)),
       process,
       row,
+      start=tf.constant(nhwc(x)),
       keys=rng.key([0]),
-      image_shape=(8, 8, 1),
   )
   return relative_difference(ours.numpy(), nhwc(expected))
 

@@ -153,7 +153,7 @@ def test_steps_by_noise(schedule):
   low, high = np.floor(steps.time).astype(int), np.ceil(steps.time).astype(int)
   assert np.all(ratios[low] * (1 - 1e-9) <= expected)
   assert np.all(expected <= ratios[high] * (1 + 1e-9))
-  assert steps.time[-1] == 0
+  np.testing.assert_allclose(steps.time[-1], 0, atol=1e-9)
 
 
 @pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)

@@ -1,16 +1,18 @@
 """The sampler's jobs: by one process, by a second one, by several hosts."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import time
 
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 from conftest import run_program
 from conftest import start_program
 from conftest import TINY_WITHOUT_XLA
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow as tf
 
@@ -184,74 +186,67 @@ def test_two_hosts_share_a_job(workdir, drawn, tmp_path):
   assert manifest(tmp_path)['hosts'] == 2
 
 
-class Painter:
-  """Images of one grey, their seed mod 256; it may be killed at a seed."""
-
-  def __init__(self, fails_at=None):
-    self.seeds = []
-    self._fails_at = fails_at
-
-  def __call__(self, seeds, labels):
-    for batch in np.array_split(seeds, 4):
-      if self._fails_at in batch:
-        raise KeyboardInterrupt
-      self.seeds.extend(batch)
-      grey = (batch % 256).astype(np.uint8)
-      yield np.tile(grey[:, None, None, None], (1, 2, 2, 3))
+def picture(path, pixels):
+  Image.fromarray(pixels).save(path)
+  return str(path)
 
 
-def make_job(outdir, painter, number, identity=None, **kwargs):
-  seeds = np.arange(5, 5 + number)
-  return sample.Job(
-      str(outdir), painter, seeds, seeds % 10,
-      identity=identity or {'steps': 10}, **kwargs,
+def test_paints_a_part_of_a_picture_and_films_it(workdir, tmp_path):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, [28, 28], np.uint8)
+  mask = np.zeros([28, 28], np.uint8)
+  mask[:, 14:] = 255
+  out = tmp_path / 'out'
+  flags = [
+      f'--inpaint={picture(tmp_path / "a.png", pixels)}',
+      f'--mask={picture(tmp_path / "mask.png", mask)}',
+  ]
+  draw(workdir, out, *flags, '--seeds=0-2', '--film', '--steps=4')
+  assert {path.name for path in out.iterdir()} == {
+      'samples.npz', 'grid.png', 'film.png', 'manifest.json',
+  }  # fmt: skip
+  images = np.load(out / 'samples.npz')['images'][..., 0]
+  assert np.abs(images[:, :, :14].astype(int) - pixels[:, :14]).max() == 0
+  assert images[:, :, 14:].std(axis=0).max() > 0
+  with Image.open(out / 'film.png') as film:
+    assert film.n_frames == 5
+  told = manifest(out)
+  assert told['inpaint'].endswith('a.png') and told['film'] is True
+  # The picture is the grid's first image, and a part of what the job is.
+  grid = np.asarray(Image.open(out / 'grid.png'))
+  np.testing.assert_array_equal(grid[2:30, 2:30], pixels)
+  picture(tmp_path / 'a.png', pixels[::-1])
+  assert 'holds another job: pictures_digest' in refused(
+      f'--workdir={workdir}', f'--outdir={out}', *flags, '--seeds=0-2',
+      '--film', '--steps=4',
   )  # fmt: skip
 
 
-def test_draws_nothing_twice(tmp_path):
-  number = 3 * ROWS + 20
-  killed, painter = Painter(fails_at=2 * ROWS + 100), Painter()
-  with pytest.raises(KeyboardInterrupt):
-    make_job(tmp_path, killed, number).draw()
-  job = make_job(tmp_path, painter, number)
-  assert not job.is_finished()
-  job.begin()
-  job.draw()
-  job.wait()
-  job.assemble()
-  job.finish({'step': 4})
-  assert sorted(killed.seeds[: 2 * ROWS] + painter.seeds) == list(job.seeds)
-  arrays = np.load(tmp_path / 'samples.npz')
-  assert set(arrays) == {'images', 'seeds'}
-  np.testing.assert_array_equal(arrays['seeds'], job.seeds)
-  np.testing.assert_array_equal(
-      arrays['images'], np.concatenate(list(Painter()(job.seeds, None)))
-  )
-  assert make_job(tmp_path, painter, number).is_finished()
+def test_noises_a_picture_and_denoises_it(workdir, tmp_path):
+  path = picture(tmp_path / 'a.png', np.full([56, 56], 90, np.uint8))
+  draw(
+      workdir, tmp_path / 'out', f'--denoise_from={path}', '--at=0.25',
+      '--seeds=0-3', '--steps=8',
+  )  # fmt: skip
+  told = manifest(tmp_path / 'out')
+  assert told['at'] == 0.25 and told['steps'] == 8
+  assert np.load(tmp_path / 'out' / 'samples.npz')['images'].shape[0] == 4
+  assert np.asarray(Image.open(tmp_path / 'out' / 'grid.png')).shape == (62, 92)
 
 
-def test_hosts_draw_each_part_once(tmp_path):
-  painters = [Painter() for _ in range(3)]
-  for host, painter in enumerate(painters):
-    make_job(tmp_path, painter, 4 * ROWS + 1, host=host, hosts=3).draw()
-  assert [len(p.seeds) for p in painters] == [2 * ROWS, ROWS + 1, ROWS]
-
-
-def test_refuses_a_folder_of_another_job(tmp_path):
-  message = '--outdir .* holds another job: steps 10 -> 20; use another'
-  job = make_job(tmp_path, Painter(), 3, {'steps': 10, 'eta': 0.0})
-  job.begin()
-  job.draw()
-  with pytest.raises(UserError, match=message):
-    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
-  job.assemble()
-  job.finish({})
-  job.clear()
-  with pytest.raises(UserError, match=message):
-    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
-  (tmp_path / 'manifest.json').write_text('{')
-  with pytest.raises(UserError, match=r'manifest.json is damaged: use another'):
-    make_job(tmp_path, Painter(), 3)
+def test_goes_from_one_image_to_another(workdir, tmp_path):
+  flags = ['--sampler=dpmpp_2m', '--labels=4']
+  draw(workdir, tmp_path / 'a', '--interpolate=3,7,5', '--png', *flags)
+  draw(workdir, tmp_path / 'b', '--seeds=3,7', *flags)
+  way = np.load(tmp_path / 'a' / 'samples.npz')
+  ends = np.load(tmp_path / 'b' / 'samples.npz')['images']
+  assert close(way['images'][[0, -1]], ends)
+  np.testing.assert_array_equal(way['seeds'], [[3, 7]] * 5)
+  np.testing.assert_array_equal(way['labels'], [4] * 5)
+  np.testing.assert_allclose(way['fractions'], [0, 0.25, 0.5, 0.75, 1])
+  assert np.asarray(Image.open(tmp_path / 'a' / 'grid.png')).shape[0] == 32
+  names = sorted(path.name for path in (tmp_path / 'a' / 'png').iterdir())
+  assert names[0] == '00000000.png' and len(names) == 5
 
 
 @pytest.mark.parametrize(
@@ -267,6 +262,9 @@ def test_refuses_a_folder_of_another_job(tmp_path):
         (['--weights=best'], "--weights is 'best', expected ema"),
         (['--precision=int8'], "--precision is 'int8', expected one of"),
         (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
+        (['--interpolate=1,2,3'], 'needs a sampler that adds no noise, but'),
+        (['--denoise_from=no.png'], 'no.png cannot be read'),
+        (['--film', '--seeds=0-64'], '--film is of at most 64 images, but'),
     ],
 )
 def test_refuses_in_one_line(workdir, tmp_path, args, message):
@@ -298,6 +296,37 @@ def test_refuses_an_empty_workdir(tmp_path):
   assert 'has no checkpoints: train first' in refused(*flags)
 
 
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ({'at': 0.3}, '--at is of --denoise_from'),
+        ({'at': 0.0, 'denoise_from': 'a'}, '--at is 0.0, expected more than 0'),
+        ({'at': 1.1, 'denoise_from': 'a'}, '--at is 1.1, expected more than 0'),
+        ({'inpaint': 'a'}, '--inpaint and --mask go together'),
+        ({'mask': 'a'}, '--inpaint and --mask go together'),
+        ({'inpaint': 'a', 'mask': 'b', 'denoise_from': 'c'},
+         'expected one of --denoise_from and --inpaint'),
+        ({'interpolate': '1,2,3', 'seeds': '0-9'}, 'leave out --seeds'),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_fit_together(flags, message):
+  absl_flags.FLAGS.mark_as_parsed()
+  with (
+      flagsaver.as_parsed(**{name: str(v) for name, v in flags.items()}),
+      pytest.raises(UserError, match=message),
+  ):
+    sample.check_flags()
+
+
+def test_parse_interpolation():
+  columns = sample.parse_interpolation('3,9,4')
+  np.testing.assert_array_equal(columns['seeds'], [[3, 9]] * 4)
+  np.testing.assert_allclose(columns['fractions'], [0, 1 / 3, 2 / 3, 1])
+  for text in ('3,9', '3,3,5', '3,9,1', '3,9,a', '-1,2,3', f'0,{2**63},3'):
+    with pytest.raises(UserError, match='expected two seeds and a number'):
+      sample.parse_interpolation(text)
+
+
 def test_parse_seeds():
   assert list(sample.parse_seeds('3,7,20-22')) == [3, 7, 20, 21, 22]
   assert len(sample.parse_seeds('0-49999')) == 50_000
@@ -306,28 +335,3 @@ def test_parse_seeds():
   for text in ('', '1-', 'a', '-1', '3,3', '0-5,5', f'0-{last}', f'{last + 1}'):
     with pytest.raises(UserError):
       sample.parse_seeds(text)
-
-
-@pytest.mark.parametrize(
-    'text',
-    ['{', '[]', '{}', '{"cluster": {"worker": ["a"]}, "task": {"index": 1}}',
-     '{"cluster": {"chief": ["a"], "worker": ["b"]}, "task": {"index": 0}}'],
-)  # fmt: skip
-def test_refuses_a_tf_config_that_names_no_host(monkeypatch, text):
-  monkeypatch.setenv('TF_CONFIG', text)
-  with pytest.raises(UserError, match=r'TF_CONFIG is .*, expected such as'):
-    sample.this_host()
-
-
-def test_this_host(monkeypatch):
-  assert sample.this_host() == (0, 1)
-  config = {'cluster': {'worker': ['a', 'b', 'c']}, 'task': {'index': 2}}
-  monkeypatch.setenv('TF_CONFIG', json.dumps(config))
-  assert sample.this_host() == (2, 3)
-  assert 'TF_CONFIG' not in os.environ
-
-
-def test_durations():
-  assert [sample.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
-      '4 s', '1 min', '1 min', '1 h 13 min',
-  ]  # fmt: skip

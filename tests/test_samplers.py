@@ -49,14 +49,15 @@ def draw(
   rows = samplers.table(process, levels, sampler=sampler, **kwargs)
 
   def function(keys):
-    return samplers.sample(
+    x, _ = samplers.sample(
         gaussian_network(process),
         process,
         rows,
+        start=process.prior_sigma * samplers.first_noise(process, keys, SHAPE),
         keys=keys,
-        image_shape=SHAPE,
         clip=clip,
     )
+    return x
 
   keys = rng.fold_in(rng.key(0), tf.range(n))
   return tf.function(function, jit_compile=jit_compile)(keys).numpy()
@@ -255,10 +256,12 @@ def test_a_learned_variance_lies_between_the_fixed_ones():
     def network(x, time):
       return tf.concat([plain(x, time), tf.fill(tf.shape(x), share)], -1)
 
-    return samplers.sample(
-        network, process, rows, image_shape=SHAPE,
-        keys=rng.fold_in(rng.key(0), tf.range(5)),
-    ).numpy()  # fmt: skip
+    keys = rng.fold_in(rng.key(0), tf.range(5))
+    x, _ = samplers.sample(
+        network, process, rows, keys=keys,
+        start=samplers.first_noise(process, keys, SHAPE),
+    )  # fmt: skip
+    return x.numpy()
 
   ends = {}
   for share, variance in ((-1.0, 'fixedsmall'), (1.0, 'fixedlarge')):
@@ -328,3 +331,160 @@ def test_guidance_goes_beyond_the_class():
   np.testing.assert_allclose(guided[..., 1:], given[..., 1:], atol=1e-6)
   unguided = ask([0, 2], 0.0)
   np.testing.assert_allclose(unguided[..., :1], none[..., :1], atol=1e-5)
+
+
+def test_slerp_goes_along_a_great_circle():
+  """In the plane of a and b, at its share of the angle between them."""
+  a, b = tf.random.stateless_normal([2, 3, 4, 4, 2], (0, 0))
+  fractions = tf.constant([0.0, 0.3, 1.0])
+  x = samplers.slerp(a, b, fractions).numpy().reshape(3, -1)
+  a, b = a.numpy().reshape(3, -1), b.numpy().reshape(3, -1)
+  np.testing.assert_allclose(x[0], a[0], atol=1e-6)
+  np.testing.assert_allclose(x[2], b[2], atol=1e-6)
+
+  def angle(x, y):
+    return np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+  # Shoemake's formula, for points of one length.
+  u, v = a[1] / np.linalg.norm(a[1]), b[1] / np.linalg.norm(b[1])
+  u, v = (tf.reshape(tf.constant(w), [1, 4, 4, 2]) for w in (u, v))
+  w = samplers.slerp(u, v, tf.constant([0.3])).numpy().ravel()
+  u, v = u.numpy().ravel(), v.numpy().ravel()
+  assert np.linalg.norm(w) == pytest.approx(1, abs=1e-5)
+  assert angle(u, w) == pytest.approx(0.3 * angle(u, v), rel=1e-3)
+  assert angle(u, w) + angle(w, v) == pytest.approx(angle(u, v), rel=1e-3)
+
+
+def make_sampler(network, **kwargs):
+  settings = {'sampler': 'dpmpp_2m', 'steps': 5, 'batch_size': 4}
+  return samplers.Sampler(
+      network.model, network.layout, network.diffusion, jit_compile=False,
+      **settings | kwargs,
+  )  # fmt: skip
+
+
+def drawn(sampler, network, *args):
+  return np.concatenate(list(sampler(network.params, *args))).astype(int)
+
+
+def test_an_interpolation_begins_and_ends_at_the_images_of_its_seeds():
+  network = Network()
+  sampler = make_sampler(network)
+  assert not sampler.is_noisy
+  assert make_sampler(network, sampler='ddim', eta=1.0).is_noisy
+  seeds = np.tile(np.array([7, 3]), [5, 1])
+  fractions = np.linspace(0, 1, 5, dtype=np.float32)
+  images = drawn(sampler, network, seeds, None, fractions)
+  ends = drawn(sampler, network, np.array([7, 3]))
+  assert np.abs(images[[0, -1]] - ends).max() <= 1
+  # No step is as long as the whole way.
+  steps = np.abs(np.diff(images, axis=0)).mean(axis=(1, 2, 3))
+  assert steps.min() > 0
+  assert steps.max() < np.abs(ends[0] - ends[1]).mean()
+
+
+@pytest.mark.parametrize('sampler', samplers.SAMPLERS)
+def test_what_is_not_painted_stays(sampler):
+  network = Network()
+  image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
+  mask = np.zeros([8, 8, 1], bool)
+  mask[:, 5:] = True
+  painted = drawn(
+      make_sampler(network, sampler=sampler, image=image, mask=mask), network,
+      np.arange(3),
+  )  # fmt: skip
+  np.testing.assert_array_equal(
+      painted[:, :, :5], np.broadcast_to(image[:, :5], [3, 8, 5, 1])
+  )
+  assert np.abs(painted[0] - painted[1])[:, 5:].max() > 2
+  # What is known on the left has a say on the right.
+  free = drawn(make_sampler(network, sampler=sampler), network, np.arange(3))
+  assert np.abs(painted - free)[:, :, 5:].max() > 2
+
+
+def test_painting_a_gaussian_leaves_its_pixels_what_they_are():
+  """Pixels that do not depend on one another: those that are painted have
+  the distribution that they would have had."""
+  process = diffusion.Diffusion(LINEAR)
+  rows = samplers.table(
+      process, samplers.steps_for(process, 'ancestral', 500),
+      sampler='ancestral',
+  )  # fmt: skip
+  keys = rng.fold_in(rng.key(0), tf.range(4000))
+  mask = np.array([True, False, False, True]).reshape(SHAPE)
+
+  def function():
+    return samplers.sample(
+        gaussian_network(process), process, rows, keys=keys,
+        start=samplers.first_noise(process, keys, SHAPE),
+        known=(tf.fill(SHAPE, -0.7), mask),
+    )[0]  # fmt: skip
+
+  x = tf.function(function, autograph=False)().numpy()
+  np.testing.assert_allclose(x[:, ~mask], -0.7, atol=1e-6)
+  assert x[:, mask].mean() == pytest.approx(0.2, abs=0.01)
+  assert x[:, mask].std() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize('schedule', ['vp', 'edm'])
+def test_the_further_it_is_noised_the_less_is_left(schedule):
+  network = Network()
+  if schedule == 'edm':
+    network.diffusion = diffusion.EDM()
+  image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
+  whole = drawn(make_sampler(network, steps=10), network, np.arange(4))
+  distances = []
+  for at in (0.1, 0.5, 0.9):
+    sampler = make_sampler(network, steps=10, image=image, at=at)
+    images = drawn(sampler, network, np.arange(4))
+    distances.append(np.abs(images - image).mean())
+  assert distances[0] < distances[1] < distances[2]
+  sampler = make_sampler(network, steps=10, image=image, at=1.0)
+  np.testing.assert_array_equal(drawn(sampler, network, np.arange(4)), whole)
+
+
+def test_denoising_from_a_level_is_the_closed_form():
+  """x_0 noised to half of T and denoised by the probability flow."""
+  process = diffusion.Diffusion(LINEAR, prediction='v')
+  levels = samplers.steps_for(process, 'ddim', 500, at=0.5)
+  assert levels.t[0] == 499 and levels.t[-1] == 0
+  rows = samplers.table(process, levels, sampler='ddim')
+  keys = rng.fold_in(rng.key(0), tf.range(50))
+  x0 = 0.4
+  noise = samplers.first_noise(process, keys, SHAPE)
+  start = levels.alpha[0] * x0 + levels.sigma[0] * noise
+  x, _ = samplers.sample(
+      gaussian_network(process), process, rows, start=start, keys=keys,
+      clip=False,
+  )  # fmt: skip
+  standard = (start - levels.alpha[0] * 0.2) / np.hypot(
+      0.2 * levels.alpha[0], levels.sigma[0]
+  )
+  np.testing.assert_allclose(x, 0.2 + 0.2 * standard, atol=0.01)
+
+
+@pytest.mark.parametrize('steps', [5, 20])
+def test_a_film_goes_from_noise_to_the_image(steps):
+  network = Network()
+  images = drawn(make_sampler(network, steps=steps), network, np.arange(6))
+  film = drawn(
+      make_sampler(network, steps=steps, film=True), network, np.arange(6)
+  )
+  assert film.shape == (6, steps + 1, 8, 8, 1)
+  np.testing.assert_array_equal(film[:, -1], images)
+  noise = samplers.first_noise(
+      network.diffusion, rng.key(np.arange(6)), (8, 8, 1)
+  )
+  np.testing.assert_array_equal(film[:, 0], samplers.to_images(noise))
+
+
+def test_a_long_film_skips_steps():
+  network = Network()
+  network.diffusion = diffusion.Diffusion(LINEAR)
+  sampler = make_sampler(network, sampler='ddim', steps=200, film=True)
+  film = drawn(sampler, network, np.arange(2))
+  assert film.shape == (2, 61, 8, 8, 1)
+  images = drawn(
+      make_sampler(network, sampler='ddim', steps=200), network, np.arange(2)
+  )
+  np.testing.assert_array_equal(film[:, -1], images)

@@ -54,13 +54,14 @@ def ours(process, timesteps, *, sampler, clip, **kwargs):
     )
     return tf.ensure_shape(output, [3, 4, 4, channels])
 
-  function = tf.function(
-      lambda: samplers.sample(
-          network, process, rows, keys=KEYS, image_shape=SHAPE, clip=clip
-      ),
-      autograph=False,
-  )
-  return function().numpy()
+  def function():
+    noise = samplers.first_noise(process, KEYS, SHAPE)
+    return samplers.sample(
+        network, process, rows, start=process.prior_sigma * noise, keys=KEYS,
+        clip=clip,
+    )[0]  # fmt: skip
+
+  return tf.function(function, autograph=False)().numpy()
 
 
 def double(scheduler):

@@ -1,0 +1,140 @@
+"""A folder's worth of images: drawn once, by one process or by several."""
+
+import json
+import os
+
+import numpy as np
+from PIL import Image
+from PIL import ImageSequence
+import pytest
+
+from ddpm import job as job_lib
+from ddpm import parts
+from ddpm.errors import UserError
+
+ROWS = parts.ROWS
+
+
+class Painter:
+  """Images of one grey, their seed mod 256; it may be killed at a seed."""
+
+  def __init__(self, fails_at=None):
+    self.seeds = []
+    self._fails_at = fails_at
+
+  def __call__(self, seeds, labels=None):
+    for batch in np.array_split(seeds, 4):
+      if self._fails_at in batch:
+        raise KeyboardInterrupt
+      self.seeds.extend(batch)
+      grey = (batch % 256).astype(np.uint8)
+      yield np.tile(grey[:, None, None, None], (1, 2, 2, 3))
+
+
+def make_job(outdir, painter, number, identity=None, **kwargs):
+  columns = {'seeds': np.arange(5, 5 + number)}
+  return job_lib.Job(
+      str(outdir), painter, columns, identity=identity or {'steps': 10},
+      **kwargs,
+  )  # fmt: skip
+
+
+def test_draws_nothing_twice(tmp_path):
+  number = 3 * ROWS + 20
+  killed, painter = Painter(fails_at=2 * ROWS + 100), Painter()
+  with pytest.raises(KeyboardInterrupt):
+    make_job(tmp_path, killed, number).draw()
+  job = make_job(tmp_path, painter, number)
+  assert not job.is_finished()
+  job.begin()
+  job.draw()
+  job.wait()
+  job.assemble()
+  job.finish({'step': 4})
+  seeds = np.arange(5, 5 + number)
+  assert sorted(killed.seeds[: 2 * ROWS] + painter.seeds) == list(seeds)
+  arrays = np.load(tmp_path / 'samples.npz')
+  assert set(arrays) == {'images', 'seeds'}
+  np.testing.assert_array_equal(arrays['seeds'], seeds)
+  np.testing.assert_array_equal(
+      arrays['images'], np.concatenate(list(Painter()(seeds)))
+  )
+  assert make_job(tmp_path, painter, number).is_finished()
+
+
+def test_hosts_draw_each_part_once(tmp_path):
+  painters = [Painter() for _ in range(3)]
+  for host, painter in enumerate(painters):
+    make_job(tmp_path, painter, 4 * ROWS + 1, host=host, hosts=3).draw()
+  assert [len(p.seeds) for p in painters] == [2 * ROWS, ROWS + 1, ROWS]
+
+
+def test_refuses_a_folder_of_another_job(tmp_path):
+  message = '--outdir .* holds another job: steps 10 -> 20; use another'
+  job = make_job(tmp_path, Painter(), 3, {'steps': 10, 'eta': 0.0})
+  job.begin()
+  job.draw()
+  with pytest.raises(UserError, match=message):
+    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
+  job.assemble()
+  job.finish({})
+  job.clear()
+  with pytest.raises(UserError, match=message):
+    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
+  (tmp_path / 'manifest.json').write_text('{')
+  with pytest.raises(UserError, match=r'manifest.json is damaged: use another'):
+    make_job(tmp_path, Painter(), 3)
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['{', '[]', '{}', '{"cluster": {"worker": ["a"]}, "task": {"index": 1}}',
+     '{"cluster": {"chief": ["a"], "worker": ["b"]}, "task": {"index": 0}}'],
+)  # fmt: skip
+def test_refuses_a_tf_config_that_names_no_host(monkeypatch, text):
+  monkeypatch.setenv('TF_CONFIG', text)
+  with pytest.raises(UserError, match=r'TF_CONFIG is .*, expected such as'):
+    job_lib.this_host()
+
+
+def test_this_host(monkeypatch):
+  assert job_lib.this_host() == (0, 1)
+  config = {'cluster': {'worker': ['a', 'b', 'c']}, 'task': {'index': 2}}
+  monkeypatch.setenv('TF_CONFIG', json.dumps(config))
+  assert job_lib.this_host() == (2, 3)
+  assert 'TF_CONFIG' not in os.environ
+
+
+def test_durations():
+  assert [job_lib.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
+      '4 s', '1 min', '1 min', '1 h 13 min',
+  ]  # fmt: skip
+
+
+def test_a_film_is_of_the_grid(tmp_path):
+  """And what the images were made of is the first in both."""
+
+  def draw(seeds):
+    frames = np.arange(5, dtype=np.uint8)[:, None, None, None]
+    yield np.tile(10 * frames, (len(seeds), 1, 2, 2, 1))
+
+  given = np.full([2, 2, 1], 200, np.uint8)
+  job = job_lib.Job(
+      str(tmp_path), draw, {'seeds': np.arange(3)}, identity={'film': True},
+      given=given, grid_columns=4,
+  )  # fmt: skip
+  job.begin()
+  job.draw()
+  job.assemble()
+  images = np.load(tmp_path / 'samples.npz')['images']
+  np.testing.assert_array_equal(images, np.full([3, 2, 2, 1], 40))
+  with Image.open(tmp_path / 'film.png') as film:
+    assert film.n_frames == 5 and film.size == (18, 6)
+    for k, frame in enumerate(ImageSequence.Iterator(film)):
+      assert [frame.getpixel((x, 2)) for x in (2, 6, 10)] == [
+          200, 10 * k, 10 * k,
+      ]  # fmt: skip
+  with Image.open(tmp_path / 'grid.png') as grid, \
+      Image.open(tmp_path / 'film.png') as film:
+    film.seek(4)
+    np.testing.assert_array_equal(np.asarray(grid), np.asarray(film))
