@@ -50,6 +50,4 @@ def get_config(loss='hybrid'):
 
   config.train.num_steps = 500_000
 
-  config.sample.steps = 4000
-
   return config

@@ -80,9 +80,11 @@ def get_config():
   diffusion.schedule = 'linear'
   diffusion.beta_start = 1e-4
   diffusion.beta_end = 0.02
-  # Of the schedule edm: the data's standard deviation, the sampler's last and
-  # first sigma, and how its steps crowd at low ones.
+  # Of the schedule edm: the data's standard deviation.
   diffusion.sigma_data = 0.5
+  # Of samplers whose steps are spaced by sigma (sigma / alpha, if the schedule
+  # is not edm): the last step's and the first's, as far as the schedule goes,
+  # and how they crowd at low noise. No part of the training.
   diffusion.sigma_min = 0.002
   diffusion.sigma_max = 80.0
   diffusion.rho = 7.0
@@ -158,9 +160,12 @@ def get_config():
 
   config.sample = sample = config_dict.ConfigDict()
   # What the sampler program and the trainer's grids use: ancestral | ddim |
-  # dpmpp_2m | heun
-  sample.sampler = 'ancestral'
-  sample.steps = 1000
+  # dpmpp_2m | heun. Quick; what papers report is --sampler=ancestral.
+  sample.sampler = 'dpmpp_2m'
+  sample.steps = 25
+  # Noise that ddim and dpmpp_2m add on the way: 0 for none, 1 for as much as
+  # ancestral.
+  sample.eta = 0.0
 
   config.distribute = distribute = config_dict.ConfigDict()
   # auto | one_device | mirrored | multi_worker | tpu

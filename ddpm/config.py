@@ -28,8 +28,12 @@ _TRAJECTORY = (
     'seed', 'precision', 'data', 'model', 'diffusion', 'optimizer', 'ema',
     'train.batch_size', 'train.label_dropout',
 )  # fmt: skip
-# Where the data lies does not change what it is, nor does what is kept.
-_NOT_TRAJECTORY = ('data.data_dir', 'model.remat')
+# Where the data lies does not change what it is, nor does what is kept, nor how
+# a sampler's steps are spaced.
+_NOT_TRAJECTORY = (
+    'data.data_dir', 'model.remat', 'diffusion.sigma_min',
+    'diffusion.sigma_max', 'diffusion.rho',
+)  # fmt: skip
 
 
 def check_found(config):
@@ -103,6 +107,7 @@ def _validate(config):
         f'sample.steps is {config.sample.steps}, expected at most'
         f' diffusion.num_timesteps ({config.diffusion.num_timesteps})'
     )
+  samplers.check_eta(config.sample.sampler, config.sample.eta, 'sample.eta')
   if not config.model.channel_multipliers:
     raise ValueError('model.channel_multipliers is empty, expected (1, 2), say')
   if not (config.ema.decays or config.ema.power_stds):
@@ -127,6 +132,13 @@ def _validate(config):
 def _validate_process(config):
   """What of the diffusion process goes with what."""
   process = config.diffusion
+  if not 0 < process.sigma_min < process.sigma_max:
+    raise ValueError(
+        f'diffusion.sigma_min is {process.sigma_min} and diffusion.sigma_max'
+        f' {process.sigma_max}, expected the one between 0 and the other'
+    )
+  if not process.rho > 0:
+    raise ValueError(f'diffusion.rho is {process.rho}, expected more than 0')
   for name, partner in (('prediction', 'edm'), ('timesteps', 'lognormal')):
     if (process.schedule == 'edm') != (process[name] == partner):
       raise ValueError(
@@ -196,6 +208,9 @@ def build_diffusion(config):
       prediction=process.prediction,
       variance=process.variance,
       rescale_timesteps=process.rescale_timesteps,
+      sigma_min=process.sigma_min,
+      sigma_max=process.sigma_max,
+      rho=process.rho,
   )
 
 

@@ -261,6 +261,10 @@ class Diffusion(_Process):
       2021).
     rescale_timesteps: whether the network is told t * 1000 / T, not t (as in
       Nichol and Dhariwal's code).
+    sigma_min: sigma / alpha of the last step of a sampler that is spaced by
+      noise, if the schedule goes as low.
+    sigma_max: of its first, if it goes as high.
+    rho: how much its steps crowd at low noise.
   """
 
   def __init__(
@@ -270,6 +274,9 @@ class Diffusion(_Process):
       prediction='eps',
       variance='fixedlarge',
       rescale_timesteps=False,
+      sigma_min=0.002,
+      sigma_max=80.0,
+      rho=7.0,
   ):
     if prediction not in PREDICTIONS or prediction == 'edm':
       raise ValueError(
@@ -288,6 +295,9 @@ class Diffusion(_Process):
     self._sigmas = np.sqrt(1.0 - self.alphas_cumprod)
     scale = 1000.0 / len(betas) if rescale_timesteps else 1.0
     self._times = scale * np.arange(len(betas))
+    self._sigma_min = sigma_min
+    self._sigma_max = sigma_max
+    self._rho = rho
 
   def level(self, t):
     return Level(
@@ -301,9 +311,9 @@ class Diffusion(_Process):
 
     Args:
       number: how many, 1 to `at` T.
-      by_noise: whether they are spaced as in `EDM`, by sigma / alpha from 80
-        at most, with the time between two timesteps where a level is; else
-        they are evenly spaced timesteps.
+      by_noise: whether they are spaced as in `EDM`, by sigma / alpha, with the
+        time between two timesteps where a level is; else they are evenly spaced
+        timesteps.
       at: fraction of T that they begin at; 1 for noise alone.
     """
     begin = max(1, round(at * self.num_timesteps))
@@ -311,7 +321,12 @@ class Diffusion(_Process):
     if not by_noise:
       return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
     ratios = (self._sigmas / self._alphas)[:begin]
-    ratio = _spaced_sigmas(number, min(ratios[-1], 80.0), ratios[0], 7.0)
+    high = min(ratios[-1], self._sigma_max)
+    # A process that begins below sigma_min goes to the schedule's own end.
+    low = ratios[0]
+    if low < self._sigma_min < high:
+      low = self._sigma_min
+    ratio = _spaced_sigmas(number, high, low, self._rho)
     alpha = 1.0 / np.sqrt(1.0 + ratio**2)
     time = np.interp(np.log(ratio), np.log(ratios), self._times[:begin])
     return Steps(alpha, ratio * alpha, time, t)

@@ -79,7 +79,16 @@ _SAMPLER = flags.DEFINE_string(
     'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
 )
 _STEPS = flags.DEFINE_integer(
-    'steps', None, 'Steps of the sampler; by default what the config says.'
+    'steps',
+    None,
+    'Steps of the sampler; by default what the config says, for its own'
+    ' sampler, or what another one is good with.',
+)
+_ETA = flags.DEFINE_float(
+    'eta',
+    None,
+    'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
+    ' default what the config says.',
 )
 _WEIGHTS = flags.DEFINE_string(
     'weights',
@@ -187,8 +196,9 @@ def _score_run(metrics):
     paths = [checkpoint.find(workdir, 'latest')]
   batch_size = parallel.batch_size(strategy, parts.ROWS)
   sampler = run_.sampler(
-      _SAMPLER.value, _STEPS.value, batch_size=batch_size, strategy=strategy
-  )
+      _SAMPLER.value, _STEPS.value, eta=_ETA.value, batch_size=batch_size,
+      strategy=strategy,
+  )  # fmt: skip
   name = _DATA.value or config.data.name
   real = _RealImages(
       name, _DATA_DIR.value or config.data.data_dir, run_.model.image_shape
@@ -232,8 +242,10 @@ def _score_run(metrics):
     samples = sources.Drawn(
         sampler,
         params,
-        os.path.join(directory, f'{sampler.name}_{sampler.steps}'),
-        identity=f'{digest} {sampler.name} {sampler.steps}',
+        os.path.join(
+            directory, f'{sampler.name}_{sampler.steps}_{sampler.digest}'
+        ),
+        identity=f'{digest} {sampler.name} {sampler.digest}',
         total=count,
         shape=run_.model.image_shape,
         labelled=config.model.num_classes > 0,
@@ -246,6 +258,7 @@ def _score_run(metrics):
         'weights': weights,
         'sampler': sampler.name,
         'steps': sampler.steps,
+        'eta': sampler.eta,
         'data': name,
         'split': split,
     }

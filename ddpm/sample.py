@@ -45,7 +45,10 @@ _SAMPLER = flags.DEFINE_string(
     'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
 )
 _ETA = flags.DEFINE_float(
-    'eta', 0.0, "Noise of ddim: 0 for none, 1 for ancestral's."
+    'eta',
+    None,
+    'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
+    ' default what the config says.',
 )
 _GUIDANCE = flags.DEFINE_float(
     'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
@@ -57,7 +60,10 @@ _LABELS = flags.DEFINE_string(
     ' seed mod the number of classes.',
 )
 _STEPS = flags.DEFINE_integer(
-    'steps', None, 'Steps of the sampler; by default what the config says.'
+    'steps',
+    None,
+    'Steps of the sampler; by default what the config says, for its own'
+    ' sampler, or what another one is good with.',
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     'batch_size',
@@ -197,7 +203,8 @@ def _make_job(model, strategy, host, hosts):
           'weights_digest': hashlib.sha256(params).hexdigest()[:16],
           'sampler': sampler.name,
           'steps': sampler.steps,
-          'eta': _ETA.value,
+          'eta': sampler.eta,
+          'sampler_digest': sampler.digest,
           'guidance': _GUIDANCE.value,
           'labels': _LABELS.value,
           'seeds': None if _INTERPOLATE.value else _SEEDS.value,

@@ -11,6 +11,8 @@ where x_0 is the network's guess, clipped to [-1, 1] as Ho's code does (but for
 'heun', as Karras et al.), and z depends on the image's own key and on t alone.
 """
 
+import hashlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +21,7 @@ from ddpm import parallel
 from ddpm import rng
 
 SAMPLERS = ('ancestral', 'ddim', 'dpmpp_2m', 'heun')
+_TAKE_ETA = ('ddim', 'dpmpp_2m')
 
 # Of a film; a process of more steps skips some.
 _MOST_FRAMES = 61
@@ -30,6 +33,8 @@ class Sampler:
   Attributes:
     name: of the sampler.
     steps: of the reverse process.
+    eta: noise of ddim and dpmpp_2m.
+    digest: of all coefficients: what they are made of may change.
     is_noisy: whether it adds noise on the way.
     draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
       [B, H, W, C] (of a film [B, frames, H, W, C]), of tensors, any number of
@@ -84,6 +89,9 @@ class Sampler:
     )  # fmt: skip
     self.name = sampler
     self.steps = steps
+    self.eta = eta
+    columns = b''.join(rows[name].tobytes() for name in sorted(rows))
+    self.digest = hashlib.sha256(columns).hexdigest()[:8]
     self.is_noisy = bool(np.any(rows['noise']))
     self._num_classes = model.num_classes
 
@@ -239,7 +247,8 @@ def table(diffusion, steps, *, sampler, eta=0.0):
       process's variance; 'ddim', equation 12 of Song et al. 2021; 'dpmpp_2m',
       algorithm 2 of Lu et al. 2022, "DPM-Solver++"; 'heun', algorithm 1 of
       Karras et al. 2022, which asks the network 2 N - 1 times.
-    eta: of ddim, 0 for no noise, 1 for the posterior's.
+    eta: of ddim, 0 for no noise, 1 for the posterior's; of dpmpp_2m, 1 for
+      their SDE-DPM-Solver++, and between as in k-diffusion.
 
   Returns:
     Dict of NumPy arrays [rows], float64 but for the number 't': the levels'
@@ -255,10 +264,6 @@ def table(diffusion, steps, *, sampler, eta=0.0):
       't': steps.t, 'time': steps.time, 'alpha': alpha, 'sigma': sigma,
       'x_m': zeros, 'm_x0': zeros, 'm_x': zeros, 'noise': zeros,
   }  # fmt: skip
-  # What all deterministic samplers have in their first order: the noise
-  # stays, eps = (x_t - alpha_t x_0) / sigma_t.
-  ratio = sigma_s / sigma
-  first_order = {'x_x0': alpha_s - alpha * ratio, 'x_x': ratio}
   if sampler == 'ancestral':
     coef = diffusion_lib.posterior(alpha, sigma, alpha_s, sigma_s)
     rows |= {'x_x0': coef['coef_x0'], 'x_x': coef['coef_xt']}
@@ -273,21 +278,44 @@ def table(diffusion, steps, *, sampler, eta=0.0):
     large = diffusion.variance == 'fixedlarge'
     noise = coef['beta' if large else 'variance']
     return rows | {'noise': np.sqrt(noise) * (sigma_s > 0)}
+  # What the others have in their first order: a part of the noise stays, in
+  # eps = (x_t - alpha_t x_0) / sigma_t, and the rest is new.
+  noise = zeros
   if sampler == 'ddim':
     coef = diffusion_lib.posterior(alpha, sigma, alpha_s, sigma_s)
     noise = eta * np.sqrt(coef['variance'])
-    ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
-    return rows | {
-        'x_x0': alpha_s - alpha * ratio, 'x_x': ratio, 'noise': noise,
-    }  # fmt: skip
+  elif sampler == 'dpmpp_2m':
+    stays = (sigma_s / alpha_s * alpha / sigma) ** eta  # exp(-eta h)
+    noise = sigma_s * np.sqrt(1.0 - stays**2)
+  ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
+  rows |= {'x_x0': alpha_s - alpha * ratio, 'x_x': ratio, 'noise': noise}
   if sampler == 'dpmpp_2m':
-    return rows | first_order | _second_order(alpha, sigma, first_order)
-  if sampler == 'heun':
-    return _heun(rows, first_order)
-  raise ValueError(f'sampler is {sampler!r}, expected one of {SAMPLERS}')
+    rows |= _second_order(alpha, sigma, rows['x_x0'])
+  elif sampler == 'heun':
+    rows = _heun(rows)
+  return rows
 
 
-def _second_order(alpha, sigma, first_order):
+def default_steps(sampler, num_timesteps):
+  """Steps that make good images, for who names a sampler and no number."""
+  # A tenth of a second's difference to more of them, as their papers have it;
+  # ancestral is the process itself.
+  few = {'ancestral': num_timesteps, 'ddim': 50, 'dpmpp_2m': 25, 'heun': 18}
+  return min(few[sampler], num_timesteps)
+
+
+def check_eta(sampler, eta, name):
+  """Raises ValueError if a sampler has no such eta."""
+  if not 0.0 <= eta <= 1.0:
+    raise ValueError(f'{name} is {eta}, expected 0 to 1')
+  if eta and sampler not in _TAKE_ETA:
+    raise ValueError(
+        f'{name} is {eta}, which is of {" and ".join(_TAKE_ETA)}, but the'
+        f' sampler is {sampler}'
+    )
+
+
+def _second_order(alpha, sigma, x_x0):
   """The multistep part: x_0 is extrapolated from the guess before it.
 
   With h the step in lambda = log(alpha / sigma), x_0 becomes
@@ -297,7 +325,6 @@ def _second_order(alpha, sigma, first_order):
   h = np.diff(np.log(alpha / sigma))  # [N - 1], of steps 0 to N - 2
   extra = np.zeros(len(alpha))
   extra[1:-1] = h[1:] / (2.0 * h[:-1])
-  x_x0 = first_order['x_x0']
   return {
       'x_x0': (1.0 + extra) * x_x0,
       'x_m': -extra * x_x0,
@@ -305,7 +332,7 @@ def _second_order(alpha, sigma, first_order):
   }
 
 
-def _heun(rows, first_order):
+def _heun(rows):
   """Each step but the last asks twice: at its start, and where that leads.
 
   In x / alpha and s = sigma / alpha the slope is d = (x - x_0) / s. The first
@@ -317,7 +344,7 @@ def _heun(rows, first_order):
   s = sigma / alpha
   half = np.append(np.diff(s), 0.0) / 2.0
   end = np.append(alpha[1:], 1.0)
-  start = rows | first_order | {
+  start = rows | {
       'm_x0': -end * half / s,
       'm_x': end * (1.0 + half / s) / alpha,
   }  # fmt: skip

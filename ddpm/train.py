@@ -106,7 +106,9 @@ def _train(config, workdir, strategy, stop, chief):
       saved = step
     if _due(step, config.train.sample_every_steps):
       path = os.path.join(workdir, 'samples', f'step_{step:08d}.png')
+      began = time.monotonic()
       log.images(step, path, trainer.draw)
+      timed_at += time.monotonic() - began  # It is no part of training's speed.
 
   if saved != step:
     checkpoints.save(step)
@@ -290,6 +292,7 @@ class Trainer:
           self._diffusion,
           sampler=self._config.sample.sampler,
           steps=self._config.sample.steps,
+          eta=self._config.sample.eta,
           batch_size=len(_GRID_SEEDS),
           jit_compile=self._config.jit_compile,
           stop=self._stop,

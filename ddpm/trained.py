@@ -142,7 +142,7 @@ class Trained:
       *,
       batch_size,
       guidance=1.0,
-      eta=0.0,
+      eta=None,
       jit_compile=True,
       strategy=None,
       **kwargs,
@@ -151,10 +151,12 @@ class Trained:
 
     Args:
       sampler: one of `samplers.SAMPLERS`, or None for the config's.
-      steps: of the reverse process, or None for the config's.
+      steps: of the reverse process, or None for the config's; of another
+        sampler for what it is good with.
       batch_size: images that are drawn at once, on each replica.
       guidance: scale of classifier-free guidance; 1 for none.
-      eta: of ddim.
+      eta: of ddim and dpmpp_2m, or None for the config's; of another sampler
+        for 0.
       jit_compile: whether to compile with XLA, where the config does.
       strategy: on whose devices; None for the default one.
       **kwargs: of `samplers.Sampler`: an image to begin with, a film.
@@ -168,10 +170,15 @@ class Trained:
     """
     config = self.config
     sampler = sampler or config.sample.sampler
-    steps = config.sample.steps if steps is None else steps
     if sampler not in samplers.SAMPLERS:
       expected = ', '.join(samplers.SAMPLERS)
       raise UserError(f'--sampler is {sampler!r}, expected one of: {expected}')
+    defaults = config.sample.steps, config.sample.eta
+    if sampler != config.sample.sampler:
+      num_timesteps = config.diffusion.num_timesteps
+      defaults = samplers.default_steps(sampler, num_timesteps), 0.0
+    steps = defaults[0] if steps is None else steps
+    eta = defaults[1] if eta is None else eta
     if not 1 <= steps <= config.diffusion.num_timesteps:
       raise UserError(
           f'--steps is {steps}, expected 1 to'
@@ -185,10 +192,10 @@ class Trained:
       )
     if not math.isfinite(guidance):
       raise UserError(f'--guidance is {guidance}, expected a number')
-    if not 0.0 <= eta <= 1.0:
-      raise UserError(f'--eta is {eta}, expected 0 to 1')
-    if eta and sampler != 'ddim':
-      raise UserError(f'--eta is of ddim, but the sampler is {sampler}')
+    try:
+      samplers.check_eta(sampler, eta, '--eta')
+    except ValueError as e:
+      raise UserError(str(e)) from e
     return samplers.Sampler(
         self.model,
         self.layout,

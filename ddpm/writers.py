@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 from absl import logging
 import numpy as np
@@ -43,7 +44,7 @@ class Writers:
       sink.progress(step)
 
   def images(self, step, path, draw):
-    """Reports images as a grid, which is also written to a path.
+    """Reports images as a grid, also written to a path, and what they cost.
 
     Args:
       step: steps done.
@@ -51,11 +52,13 @@ class Writers:
       draw: function () -> uint8 [N, H, W, C], or None for no images. Not
         called where this process does not report.
     """
+    started = time.monotonic()
     images = draw() if self._sinks else None
     if images is None:
       return
+    seconds = time.monotonic() - started
     for sink in self._sinks:
-      sink.images(step, images)
+      sink.images(step, images, seconds)
     write_png(path, grid(images))
 
   def close(self):
@@ -116,7 +119,7 @@ class _JsonLines:
   def progress(self, step):
     pass
 
-  def images(self, step, images):
+  def images(self, step, images, seconds):
     pass
 
   def close(self):
@@ -150,7 +153,8 @@ class TensorBoard:
   def progress(self, step):
     pass
 
-  def images(self, step, images):
+  def images(self, step, images, seconds):
+    self.numbers(step, {'sample_seconds': seconds})
     picture = grid(images)
     height, width = [str(n).encode() for n in picture.shape[:2]]
     value = tf.stack([width, height, tf.io.encode_png(picture)])
@@ -191,7 +195,7 @@ class _Bar:
   def progress(self, step):
     self._bar.update(step - self._bar.n)
 
-  def images(self, step, images):
+  def images(self, step, images, seconds):
     pass
 
   def close(self):
@@ -210,8 +214,10 @@ class _Lines:
   def progress(self, step):
     pass
 
-  def images(self, step, images):
-    pass
+  def images(self, step, images, seconds):
+    logging.info(
+        'step %d  drew %d images in %.1f s', step, len(images), seconds
+    )
 
   def close(self):
     pass

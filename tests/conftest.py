@@ -41,7 +41,9 @@ _TINY = {
     'train.log_every_steps': 1,
     'train.checkpoint_every_steps': 2,
     'train.sample_every_steps': 0,
+    'sample.sampler': 'ancestral',
     'sample.steps': 2,
+    'sample.eta': 0.0,
 }
 
 # The same, for a command line.

@@ -57,6 +57,9 @@ def test_an_unknown_variant_is_refused(module):
         ('seed', -1, 'seed is -1, expected at least 0'),
         ('model.dropout', 1.0, 'dropout is 1.0, expected < 1'),
         ('sample.steps', 1001, 'steps is 1001, expected at most'),
+        ('sample.eta', 1.5, 'sample.eta is 1.5, expected 0 to 1'),
+        ('diffusion.sigma_min', 90.0, 'sigma_min is 90.0 and diffusion.sigma'),
+        ('diffusion.rho', 0.0, 'diffusion.rho is 0.0, expected more than 0'),
         ('model.channel_multipliers', (), 'channel_multipliers is empty'),
         ('ema.decays', (), 'decays is empty'),
         ('ema.decays', (1.0,), 'decays has 1.0'),
@@ -127,6 +130,7 @@ def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):
   config.update_from_flattened_dict({
       'train.num_steps': 9, 'train.log_every_steps': 9, 'jit_compile': False,
       'distribute.strategy': 'mirrored', 'data.data_dir': '/elsewhere',
+      'diffusion.rho': 9.0, 'sample.steps': 9,
   })  # fmt: skip
   config_lib.check_same_trajectory(config, str(tmp_path))
   config.update_from_flattened_dict({

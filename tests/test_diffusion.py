@@ -156,6 +156,38 @@ def test_steps_by_noise(schedule):
   np.testing.assert_allclose(steps.time[-1], 0, atol=1e-9)
 
 
+def test_steps_by_noise_between_two_levels():
+  process = diffusion.Diffusion(
+      LINEAR, sigma_min=0.05, sigma_max=20.0, rho=3.0
+  )
+  expected = np.linspace(20 ** (1 / 3), 0.05 ** (1 / 3), 6) ** 3
+  steps = process.steps(6, by_noise=True)
+  np.testing.assert_allclose(steps.sigma / steps.alpha, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('at', [0.5, 0.01])
+def test_steps_from_a_part_of_the_process(at):
+  process = diffusion.Diffusion(LINEAR, sigma_min=0.05)
+  begin = round(at * 1000)
+  ratios = np.sqrt(1 / process.alphas_cumprod - 1)
+  steps = process.steps(4, at=at)
+  assert steps.t[0] == begin - 1 and steps.t[-1] == 0
+  steps = process.steps(4, by_noise=True, at=at)
+  ratio = steps.sigma / steps.alpha
+  assert ratio[0] == pytest.approx(ratios[begin - 1])
+  # Below sigma_min it goes to the schedule's own end.
+  assert ratio[-1] == pytest.approx(0.05 if at == 0.5 else ratios[0])
+  assert np.all(np.diff(ratio) < 0)
+  with pytest.raises(ValueError, match=f'steps is 501, expected 1 to {begin}'):
+    process.steps(501, at=at)
+
+
+def test_edm_steps_from_a_part_of_the_process():
+  """The share of the way down in sigma^(1 / rho)."""
+  whole, half = diffusion.EDM().steps(9), diffusion.EDM().steps(5, at=0.5)
+  np.testing.assert_allclose(half.sigma, whole.sigma[4:], rtol=1e-9)
+
+
 @pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
 def test_min_snr_weighs_the_error_of_x0(prediction):
   """Whatever is predicted: min(SNR, gamma) |x_0 - guess|^2 (Hang et al.)."""

@@ -238,6 +238,9 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
   flags = ['--sampler=dpmpp_2m', '--labels=4']
   draw(workdir, tmp_path / 'a', '--interpolate=3,7,5', '--png', *flags)
   draw(workdir, tmp_path / 'b', '--seeds=3,7', *flags)
+  # The config's steps and noise are of its own sampler.
+  told = manifest(tmp_path / 'a')
+  assert told['steps'] == 25 and told['eta'] == 0.0
   way = np.load(tmp_path / 'a' / 'samples.npz')
   ends = np.load(tmp_path / 'b' / 'samples.npz')['images']
   assert close(way['images'][[0, -1]], ends)
@@ -254,6 +257,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
     [
         (['--sampler=euler'], "--sampler is 'euler', expected one of"),
         (['--steps=41'], '--steps is 41, expected 1 to 40'),
+        (['--eta=0.5'], '--eta is 0.5, which is of ddim and dpmpp_2m, but'),
         (['--seeds=5-1'], "--seeds is '5-1', expected"),
         (['--batch_size=0'], '--batch_size is 0, expected 1 or more'),
         (['--checkpoint=3'], 'has the steps: 2, 4'),

@@ -117,6 +117,8 @@ LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
         ('ddim', 200, {}),
         ('ddim', 1000, {'eta': 1.0}),
         ('dpmpp_2m', 200, {}),
+        ('dpmpp_2m', 200, {'eta': 0.5}),
+        ('dpmpp_2m', 200, {'eta': 1.0}),
         ('heun', 50, {}),
     ],
 )
@@ -287,6 +289,63 @@ def test_an_image_depends_on_its_seed_alone():
   for batch_size in (1, 3):
     difference = np.abs(images[batch_size] - images[8])
     assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
+
+
+def test_eta_of_dpmpp_2m_is_k_diffusions():
+  """Its sample_dpmpp_2m_sde, solver 'midpoint', in float64: sigma / alpha is
+  its sigma, x / alpha its x."""
+  process = diffusion.Diffusion(LINEAR, prediction='v')
+  levels = samplers.steps_for(process, 'dpmpp_2m', 8)
+  network = gaussian_network(process)
+  keys = rng.fold_in(rng.key(0), tf.range(5))
+  x = rng.normal(rng.fold_in(keys, 1000), SHAPE).numpy().astype(np.float64)
+  x /= levels.alpha[0]
+  sigmas = np.append(levels.sigma / levels.alpha, 0.0)
+  before = last = None
+  for i, alpha in enumerate(levels.alpha):
+    v = network((x * alpha).astype(np.float32), tf.fill([5], levels.time[i]))
+    x0 = x * alpha**2 - levels.sigma[i] * v.numpy()
+    if i == 7:
+      x = x0
+      break
+    h = np.log(sigmas[i] / sigmas[i + 1])
+    gain = -np.expm1(-h - 0.4 * h)
+    x = sigmas[i + 1] / sigmas[i] * np.exp(-0.4 * h) * x + gain * x0
+    if before is not None:
+      x += 0.5 * gain * h / last * (x0 - before)
+    z = rng.normal(rng.fold_in(keys, levels.t[i]), SHAPE).numpy()
+    x += z * sigmas[i + 1] * np.sqrt(-np.expm1(-2 * h * 0.4))
+    before, last = x0, h
+  got = draw('dpmpp_2m', 8, n=5, process=process, clip=False, eta=0.4)
+  np.testing.assert_allclose(got, x, atol=1e-4)
+
+
+def test_steps_of_who_names_a_sampler_alone():
+  assert samplers.default_steps('ancestral', 4000) == 4000
+  for sampler in samplers.SAMPLERS:
+    assert samplers.default_steps(sampler, 10) == 10
+    assert samplers.default_steps(sampler, 1000) >= 18
+
+
+def test_which_samplers_take_eta():
+  for sampler, eta in (('ddim', 1.0), ('dpmpp_2m', 0.5), ('heun', 0.0)):
+    samplers.check_eta(sampler, eta, '--eta')
+  for sampler in ('ancestral', 'heun'):
+    message = f'--eta is 0.5, which is of ddim and dpmpp_2m, .* is {sampler}'
+    with pytest.raises(ValueError, match=message):
+      samplers.check_eta(sampler, 0.5, '--eta')
+  for eta in (-0.1, 1.1, float('nan')):
+    with pytest.raises(ValueError, match=f'--eta is {eta}, expected 0 to 1'):
+      samplers.check_eta('ddim', eta, '--eta')
+
+
+def test_the_digest_is_of_all_that_makes_the_table():
+  network = Network()
+  first = make_sampler(network).digest
+  assert first == make_sampler(network).digest
+  network.diffusion = diffusion.Diffusion(network.diffusion.betas, rho=3.0)
+  assert first != make_sampler(network).digest
+  assert first != make_sampler(network, eta=0.5).digest
 
 
 def test_a_class_for_each_seed():

@@ -166,6 +166,25 @@ def test_dpmpp_2m(prediction, steps):
   )
 
 
+@pytest.mark.parametrize('prediction', PREDICTIONS)
+def test_dpmpp_2m_with_noise(prediction):
+  process = diffusion.Diffusion(BETAS, prediction=prediction)
+  scheduler = diffusers.DPMSolverMultistepScheduler(
+      prediction_type=PREDICTIONS[prediction], beta_start=1e-4, beta_end=0.02,
+      algorithm_type='sde-dpmsolver++',
+  )  # fmt: skip
+  double(scheduler).set_timesteps(20)
+  check(
+      ours(
+          process, scheduler.timesteps, sampler='dpmpp_2m', clip=False, eta=1.0
+      ),
+      theirs(
+          scheduler,
+          variance_noise=lambda t: torch.tensor(noise_at(t)).movedim(-1, 1),
+      ),
+  )
+
+
 @pytest.mark.parametrize('prediction', ['eps', 'v'])
 def test_heun(prediction):
   process = diffusion.Diffusion(BETAS, prediction=prediction)

@@ -48,6 +48,8 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
       plugin = value.metadata.plugin_data.plugin_name
       found[value.tag] = event.step, plugin, tf.make_ndarray(value.tensor)
   assert found['loss'] == (4, 'scalars', 0.5)
+  step, plugin, seconds = found['sample_seconds']
+  assert (step, plugin) == (4, 'scalars') and 0 <= seconds < 1
   step, plugin, picture = found['samples']
   assert (step, plugin) == (4, 'images')
   assert picture[2].startswith(b'\x89PNG')

@@ -15,6 +15,7 @@ _IDENTITY = (
     'weights',
     'sampler',
     'steps',
+    'eta',
     'extractor',
     'num_samples',
     'data',
@@ -100,7 +101,10 @@ def _curves(rows, axis):
     for name, value in _values(row).items():
       # Bits per dimension are of a split of their own.
       split = details['bpd_split' if name.startswith('bpd') else 'split']
-      label = label_of.format(**details | {'split': split})
+      sampler = details['sampler']
+      if details.get('eta'):
+        sampler += f' eta {details["eta"]}'
+      label = label_of.format(**details | {'split': split, 'sampler': sampler})
       point = (details[axis], value, details['floor'].get(name))
       curves.setdefault(name, {}).setdefault(label, []).append(point)
   return curves
