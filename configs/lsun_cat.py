@@ -6,7 +6,8 @@ The 1,657,266 images are kept in the host's memory, 303 GiB: on a smaller
 machine a part of them, --config.data.split='train[:10%]'.
 
 Hardware of the paper: TPU v3-8, 2.2 steps/s, so 227 hours for 1,800,000
-steps. Its result: FID 19.75 from 50,000 ancestral samples.
+steps. Its result: FID 19.75 from 50,000 ancestral samples
+(ddpm.evaluate --sampler=ancestral --num_samples=50000).
 Here: not measured. Where memory is short: --config.model.remat, or
 --config.train.accumulation_steps=2.
 """

@@ -25,6 +25,7 @@ from ddpm import diffusers_format
 from ddpm import diffusion
 from ddpm import ema
 from ddpm import preemption
+from ddpm import sampler_flags
 from ddpm import state as state_lib
 from ddpm import trained
 from ddpm.errors import run
@@ -51,18 +52,6 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
-_WEIGHTS = flags.DEFINE_string(
-    'weights', 'ema', 'As for ddpm.sample: ema, ema:DECAY, raw, ...'
-)
-_SAMPLER = flags.DEFINE_string(
-    'sampler', None, 'Of the SavedModel; by default what the config says.'
-)
-_STEPS = flags.DEFINE_integer(
-    'steps', None, 'Of the sampler; by default what the config says.'
-)
-_GUIDANCE = flags.DEFINE_float(
-    'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
-)
 
 
 def main():
@@ -132,10 +121,8 @@ def to_savedmodel(directory, workdir):
   with _new_folder('to_savedmodel', directory) as folder:
     source, loaded, params = _read_run(workdir)
     sampler = loaded.sampler(
-        _SAMPLER.value,
-        _STEPS.value,
+        **sampler_flags.settings(),
         batch_size=1,
-        guidance=_GUIDANCE.value,
         jit_compile=False,  # A server may lack XLA.
     )
     module = tf.Module()
@@ -164,7 +151,7 @@ def _read_run(workdir):
   """Which weights, the `trained.Trained` they are of, and the weights."""
   path = checkpoint.find(workdir, _CHECKPOINT.value)
   loaded = trained.Trained(workdir)
-  step, name, params = loaded.weights(path, _WEIGHTS.value)
+  step, name, params = loaded.weights(path, sampler_flags.WEIGHTS.value)
   return f'{name} of step {step}', loaded, params
 
 

@@ -20,6 +20,7 @@ from ddpm import data
 from ddpm import parallel
 from ddpm import parts
 from ddpm import preemption
+from ddpm import sampler_flags
 from ddpm import trained
 from ddpm import writers
 from ddpm.errors import run
@@ -72,30 +73,6 @@ _FEATURES = flags.DEFINE_string(
 )
 _INCEPTION_WEIGHTS = flags.DEFINE_string(
     'inception_weights', None, 'File of --features=inception.'
-)
-_SAMPLER = flags.DEFINE_string(
-    'sampler',
-    None,
-    'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
-)
-_STEPS = flags.DEFINE_integer(
-    'steps',
-    None,
-    'Steps of the sampler; by default what the config says, for its own'
-    ' sampler, or what another one is good with.',
-)
-_ETA = flags.DEFINE_float(
-    'eta',
-    None,
-    'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
-    ' default what the config says.',
-)
-_WEIGHTS = flags.DEFINE_string(
-    'weights',
-    'ema',
-    'ema (the first average of the run); ema:DECAY or power:STD, another that'
-    ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
-    ' or raw.',
 )
 _OUT = flags.DEFINE_string(
     'out', None, "JSON file for the result; of several, the last one's."
@@ -196,9 +173,8 @@ def _score_run(metrics):
     paths = [checkpoint.find(workdir, 'latest')]
   batch_size = parallel.batch_size(strategy, parts.ROWS)
   sampler = run_.sampler(
-      _SAMPLER.value, _STEPS.value, eta=_ETA.value, batch_size=batch_size,
-      strategy=strategy,
-  )  # fmt: skip
+      **sampler_flags.settings(), batch_size=batch_size, strategy=strategy
+  )
   name = _DATA.value or config.data.name
   real = _RealImages(
       name, _DATA_DIR.value or config.data.data_dir, run_.model.image_shape
@@ -234,7 +210,7 @@ def _score_run(metrics):
       count, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
   )  # fmt: skip
   for path in paths:
-    step, weights, params = run_.weights(path, _WEIGHTS.value)
+    step, weights, params = run_.weights(path, sampler_flags.WEIGHTS.value)
     # Of the weights themselves: a workdir may be emptied and used again.
     digest = hashlib.sha256(params).hexdigest()
     directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest[:8]}')
@@ -259,6 +235,7 @@ def _score_run(metrics):
         'sampler': sampler.name,
         'steps': sampler.steps,
         'eta': sampler.eta,
+        'guidance': sampler.guidance,
         'data': name,
         'split': split,
     }

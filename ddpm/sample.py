@@ -24,6 +24,7 @@ from ddpm import parallel
 from ddpm import parts
 from ddpm import pictures
 from ddpm import preemption
+from ddpm import sampler_flags
 from ddpm import trained
 from ddpm.errors import run
 from ddpm.errors import UserError
@@ -39,31 +40,11 @@ _OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
 _SEEDS = flags.DEFINE_string(
     'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
 )
-_SAMPLER = flags.DEFINE_string(
-    'sampler',
-    None,
-    'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
-)
-_ETA = flags.DEFINE_float(
-    'eta',
-    None,
-    'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
-    ' default what the config says.',
-)
-_GUIDANCE = flags.DEFINE_float(
-    'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
-)
 _LABELS = flags.DEFINE_string(
     'labels',
     'all',
     'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
     ' seed mod the number of classes.',
-)
-_STEPS = flags.DEFINE_integer(
-    'steps',
-    None,
-    'Steps of the sampler; by default what the config says, for its own'
-    ' sampler, or what another one is good with.',
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     'batch_size',
@@ -83,13 +64,6 @@ _CHECKPOINT = flags.DEFINE_string(
     'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
 )
 _PNG = flags.DEFINE_bool('png', False, 'One file an image, too: png/SEED.png.')
-_WEIGHTS = flags.DEFINE_string(
-    'weights',
-    'ema',
-    'ema (the first average of the run); ema:DECAY or power:STD, another that'
-    ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
-    ' or raw.',
-)
 _FILM = flags.DEFINE_bool(
     'film', False, 'The way from noise to the grid, too: film.png, animated.'
 )
@@ -174,15 +148,15 @@ def _make_job(model, strategy, host, hosts):
   if labels is not None:
     columns['labels'] = labels
   given, mask, pictured = _pictures(model)
+  settings = sampler_flags.settings()
+  if _INTERPOLATE.value and settings['eta'] is None:
+    settings['eta'] = 0.0  # The way is between the first noises alone.
   path = checkpoint.find(_WORKDIR.value, _CHECKPOINT.value)
   sampler = model.sampler(
-      _SAMPLER.value,
-      _STEPS.value,
+      **settings,
       batch_size=parallel.batch_size(
           strategy, min(len(seeds), parts.ROWS), most=_BATCH_SIZE.value
       ),
-      guidance=_GUIDANCE.value,
-      eta=_ETA.value,
       strategy=strategy,
       image=given,
       mask=mask,
@@ -191,10 +165,10 @@ def _make_job(model, strategy, host, hosts):
   )
   if _INTERPOLATE.value and sampler.is_noisy:
     raise UserError(
-        f'--interpolate needs a sampler that adds no noise, but this is'
-        f' {sampler.name}: --sampler=dpmpp_2m, heun or ddim'
+        '--interpolate needs a sampler that adds no noise, but this is'
+        f' {sampler.name} with eta {sampler.eta}: use --sampler=dpmpp_2m'
     )
-  step, weights, params = model.weights(path, _WEIGHTS.value)
+  step, weights, params = model.weights(path, sampler_flags.WEIGHTS.value)
   job = job_lib.Job(
       _OUTDIR.value,
       functools.partial(sampler, params),
@@ -205,7 +179,7 @@ def _make_job(model, strategy, host, hosts):
           'steps': sampler.steps,
           'eta': sampler.eta,
           'sampler_digest': sampler.digest,
-          'guidance': _GUIDANCE.value,
+          'guidance': sampler.guidance,
           'labels': _LABELS.value,
           'seeds': None if _INTERPOLATE.value else _SEEDS.value,
           'precision': model.precision,

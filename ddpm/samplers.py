@@ -34,7 +34,8 @@ class Sampler:
     name: of the sampler.
     steps: of the reverse process.
     eta: noise of ddim and dpmpp_2m.
-    digest: of all coefficients: what they are made of may change.
+    guidance: scale of classifier-free guidance; 1 for none.
+    digest: of all these, and of the levels that the steps go through.
     is_noisy: whether it adds noise on the way.
     draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
       [B, H, W, C] (of a film [B, frames, H, W, C]), of tensors, any number of
@@ -90,7 +91,9 @@ class Sampler:
     self.name = sampler
     self.steps = steps
     self.eta = eta
+    self.guidance = guidance
     columns = b''.join(rows[name].tobytes() for name in sorted(rows))
+    columns += np.float64(guidance).tobytes()
     self.digest = hashlib.sha256(columns).hexdigest()[:8]
     self.is_noisy = bool(np.any(rows['noise']))
     self._num_classes = model.num_classes
@@ -298,8 +301,7 @@ def table(diffusion, steps, *, sampler, eta=0.0):
 
 def default_steps(sampler, num_timesteps):
   """Steps that make good images, for who names a sampler and no number."""
-  # A tenth of a second's difference to more of them, as their papers have it;
-  # ancestral is the process itself.
+  # Ancestral is the process itself; the others are made for few steps.
   few = {'ancestral': num_timesteps, 'ddim': 50, 'dpmpp_2m': 25, 'heun': 18}
   return min(few[sampler], num_timesteps)
 

@@ -45,12 +45,12 @@ def test_the_later_of_two_results_of_one_thing_stands(tmp_path):
   for name, other in {
       'weights': 'raw', 'sampler': 'ancestral', 'num_samples': 50,
       'extractor': 'inception', 'data': 'tfds:mnist', 'split': 'test',
-      'eta': 0.5,
+      'eta': 0.5, 'guidance': 2.0,
   }.items():  # fmt: skip
     report.record(str(tmp_path), result(6.0, **{name: other}))
   lines = (tmp_path / 'evaluation.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
-  assert len(rows) == 9
+  assert len(rows) == 10
   assert rows[0]['fd_mnist@100'] == 7.0
   # In the order of steps.
   assert rows[-1] == first

@@ -346,6 +346,7 @@ def test_the_digest_is_of_all_that_makes_the_table():
   network.diffusion = diffusion.Diffusion(network.diffusion.betas, rho=3.0)
   assert first != make_sampler(network).digest
   assert first != make_sampler(network, eta=0.5).digest
+  assert first != make_sampler(network, guidance=2.0).digest
 
 
 def test_a_class_for_each_seed():

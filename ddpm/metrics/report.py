@@ -16,6 +16,7 @@ _IDENTITY = (
     'sampler',
     'steps',
     'eta',
+    'guidance',
     'extractor',
     'num_samples',
     'data',
@@ -102,8 +103,9 @@ def _curves(rows, axis):
       # Bits per dimension are of a split of their own.
       split = details['bpd_split' if name.startswith('bpd') else 'split']
       sampler = details['sampler']
-      if details.get('eta'):
-        sampler += f' eta {details["eta"]}'
+      for setting, plain in (('eta', 0.0), ('guidance', 1.0)):
+        if details.get(setting, plain) != plain:
+          sampler += f' {setting} {details[setting]}'
       label = label_of.format(**details | {'split': split, 'sampler': sampler})
       point = (details[axis], value, details['floor'].get(name))
       curves.setdefault(name, {}).setdefault(label, []).append(point)
