@@ -50,9 +50,9 @@ def get_config():
 
   # Where the few steps go that these digits need (measured).
   config.diffusion.sigma_min = 0.03
-  config.diffusion.sigma_max = 40.0
-  config.diffusion.rho = 3.0
+  config.diffusion.sigma_max = 30.0
+  config.diffusion.rho = 2.0
   config.sample.steps = 10
-  config.sample.eta = 0.3
+  config.sample.eta = 0.2
 
   return config
