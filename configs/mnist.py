@@ -8,7 +8,7 @@ configs/mnist5k.py.
 
 On 2 cores of an AMD EPYC, 2026-11-24: 101 minutes from start to grid.png with
 other work beside it (at its undisturbed 300 images/s it would be 50).
-fd_mnist@2000 is 7.55; real digits get 1.22.
+fd_mnist@2000 is 7.12; real digits get 1.22.
 """
 
 from configs import mnist5k

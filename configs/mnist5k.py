@@ -3,8 +3,7 @@
   python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
 
 On 2 cores of an AMD EPYC, 2026-11-24: 8 minutes from start to grid.png, 703,076
-parameters. Of 1,000 samples, a small MNIST classifier (99.3 % test accuracy)
-gives 72.5 % more than .95 confidence; of real test digits 97.4 %.
+parameters. fd_mnist@2000 against all of MNIST is 36.8; real digits get 1.22.
 """
 
 from configs import default
