@@ -117,7 +117,6 @@ LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
         ('ddim', 200, {}),
         ('ddim', 1000, {'eta': 1.0}),
         ('dpmpp_2m', 200, {}),
-        ('dpmpp_2m', 200, {'eta': 0.5}),
         ('dpmpp_2m', 200, {'eta': 1.0}),
         ('heun', 50, {}),
     ],
