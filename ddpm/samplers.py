@@ -258,7 +258,12 @@ def table(diffusion, steps, *, sampler, eta=0.0):
     alpha, sigma and time, and the coefficients of the loop; with a learned
     variance log_beta and log_posterior, between which a step's lies, too. The
     last step adds no noise.
+
+  Raises:
+    ValueError: an unknown sampler.
   """
+  if sampler not in SAMPLERS:
+    raise ValueError(f'sampler is {sampler!r}, expected one of {SAMPLERS}')
   alpha, sigma = steps.alpha, steps.sigma
   # Where each step goes to; the last one's end is the clean image.
   alpha_s, sigma_s = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)

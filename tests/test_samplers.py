@@ -326,6 +326,12 @@ def test_steps_of_who_names_a_sampler_alone():
     assert samplers.default_steps(sampler, 1000) >= 18
 
 
+def test_refuses_an_unknown_sampler():
+  process = diffusion.Diffusion(BETAS)
+  with pytest.raises(ValueError, match="sampler is 'euler', expected one of"):
+    samplers.table(process, process.steps(5), sampler='euler')
+
+
 def test_which_samplers_take_eta():
   for sampler, eta in (('ddim', 1.0), ('dpmpp_2m', 0.5), ('heun', 0.0)):
     samplers.check_eta(sampler, eta, '--eta')

@@ -153,30 +153,24 @@ def test_ddim(prediction, eta):
 
 
 @pytest.mark.parametrize('prediction', PREDICTIONS)
-@pytest.mark.parametrize('steps', [10, 30])
-def test_dpmpp_2m(prediction, steps):
-  process = diffusion.Diffusion(BETAS, prediction=prediction)
-  scheduler = diffusers.DPMSolverMultistepScheduler(
-      prediction_type=PREDICTIONS[prediction], beta_start=1e-4, beta_end=0.02
-  )
-  double(scheduler).set_timesteps(steps)
-  check(
-      ours(process, scheduler.timesteps, sampler='dpmpp_2m', clip=False),
-      theirs(scheduler),
-  )
-
-
-@pytest.mark.parametrize('prediction', PREDICTIONS)
-def test_dpmpp_2m_with_noise(prediction):
+@pytest.mark.parametrize(
+    'algorithm, eta, steps',
+    [
+        ('dpmsolver++', 0.0, 10),
+        ('dpmsolver++', 0.0, 30),
+        ('sde-dpmsolver++', 1.0, 20),
+    ],
+)
+def test_dpmpp_2m(prediction, algorithm, eta, steps):
   process = diffusion.Diffusion(BETAS, prediction=prediction)
   scheduler = diffusers.DPMSolverMultistepScheduler(
       prediction_type=PREDICTIONS[prediction], beta_start=1e-4, beta_end=0.02,
-      algorithm_type='sde-dpmsolver++',
+      algorithm_type=algorithm,
   )  # fmt: skip
-  double(scheduler).set_timesteps(20)
+  double(scheduler).set_timesteps(steps)
   check(
       ours(
-          process, scheduler.timesteps, sampler='dpmpp_2m', clip=False, eta=1.0
+          process, scheduler.timesteps, sampler='dpmpp_2m', clip=False, eta=eta
       ),
       theirs(
           scheduler,
