@@ -185,6 +185,14 @@ def build_model(config):
     )
 
 
+def jit_compile(config):
+  """Whether to compile with XLA on this machine."""
+  if config.jit_compile is not None:
+    return config.jit_compile
+  kinds = {device.device_type for device in tf.config.list_logical_devices()}
+  return not kinds.isdisjoint(('GPU', 'TPU'))
+
+
 def build_diffusion(config):
   """The diffusion process of a config."""
   process = config.diffusion

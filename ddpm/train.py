@@ -193,7 +193,7 @@ class Trainer:
         replica_batch_size=self.replica_batch_size,
         random_flip=config.data.random_flip,
         dropout=config.model.dropout > 0,
-        jit_compile=config.jit_compile,
+        jit_compile=config_lib.jit_compile(config),
         loss=config.diffusion.loss,
         min_snr_gamma=config.diffusion.min_snr_gamma,
         label_dropout=config.train.label_dropout,
@@ -217,7 +217,7 @@ class Trainer:
         epsilon=config.optimizer.epsilon,
         clip_norm=0.0 if per_replica else config.optimizer.clip_norm,
         use_loss_scale=use_loss_scale,
-        jit_compile=config.jit_compile,
+        jit_compile=config_lib.jit_compile(config),
         loss=config.diffusion.loss,
         rampup_ratio=config.ema.rampup_ratio,
         log_every_steps=config.train.log_every_steps,
@@ -294,7 +294,7 @@ class Trainer:
           steps=self._config.sample.steps,
           eta=self._config.sample.eta,
           batch_size=len(_GRID_SEEDS),
-          jit_compile=self._config.jit_compile,
+          jit_compile=config_lib.jit_compile(self._config),
           stop=self._stop,
       )
     params = self.state.ema[self._ema_names[0]].read_value()

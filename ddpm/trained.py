@@ -205,7 +205,7 @@ class Trained:
         guidance=guidance,
         eta=eta,
         batch_size=batch_size,
-        jit_compile=config.jit_compile and jit_compile,
+        jit_compile=jit_compile and config_lib.jit_compile(config),
         strategy=strategy,
         **kwargs,
     )

@@ -14,6 +14,7 @@ import math
 import typing
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ddpm import rng
@@ -72,7 +73,7 @@ class Settings:
     )
 
   def norm(self, **kwargs):
-    return keras.layers.GroupNormalization(
+    return GroupNorm(
         self.norm_groups, epsilon=self.norm_epsilon, dtype=self.dtype, **kwargs
     )
 
@@ -402,6 +403,31 @@ def _recomputed(stage, h, temb, dropout_keys):
   return run(h, temb, *(v.value for v in variables))
 
 
+class GroupNorm(keras.layers.GroupNormalization):
+  """Keras's layer, whose statistics it takes a channel at a time.
+
+  Keras splits the channels of the whole feature map in groups, and what is
+  broadcast over five dimensions is several times slower on a CPU.
+  """
+
+  def call(self, x):
+    """Maps [B, h, w, c] to the same shape."""
+    features = x.shape[-1]
+    size = features // self.groups
+
+    def mean(y):
+      """Over pixels and a group's channels: [B, 1, 1, c]."""
+      y = tf.reduce_mean(y, [1, 2])
+      y = tf.reduce_mean(tf.reshape(y, [-1, self.groups, size]), -1)
+      return tf.repeat(y, size, axis=-1)[:, None, None, :]
+
+    y = tf.cast(x, tf.float32)  # a sum of so many pixels needs it
+    center = mean(y)
+    variance = mean(tf.math.squared_difference(y, center))
+    scale = tf.math.rsqrt(variance + self.epsilon) * self.gamma
+    return tf.cast(y * scale + (self.beta - center * scale), x.dtype)
+
+
 class ResBlock(keras.layers.Layer):
   """GN swish conv3, + dense(temb), GN swish dropout conv3, + skip.
 
@@ -442,10 +468,12 @@ class ResBlock(keras.layers.Layer):
   def call(self, x, temb, dropout_keys=None):
     """Maps x [B, h, w, c] and temb [B, 4 channels] to [B, h, w, features]."""
     h = tf.nn.silu(self.norm1(x))
-    if self.resample:
-      resample = _halve if self.resample == 'down' else _double
-      h, x = resample(h), resample(x)
-    h = self.conv1(h)
+    if self.resample == 'up':
+      h, x = _conv_doubled(self.conv1, h), _double(x)
+    elif self.resample == 'down':
+      h, x = self.conv1(_halve(h)), _halve(x)
+    else:
+      h = self.conv1(h)
     time = self.time_dense(temb)[:, None, None, :]
     if self.scale_shift_norm:
       scale, shift = tf.split(time, 2, axis=-1)
@@ -514,7 +542,7 @@ class Upsample(keras.layers.Layer):
 
   def call(self, x):
     """Maps [B, h, w, c] to [B, 2h, 2w, c]."""
-    return self.conv(_double(x))
+    return _conv_doubled(self.conv, x)
 
 
 class _PaddedConv(keras.layers.Conv2D):
@@ -540,6 +568,38 @@ def _double(x):
       x[:, :, None, :, None, :], [tf.shape(x)[0], h, 2, w, 2, c]
   )
   return tf.reshape(x, [-1, 2 * h, 2 * w, c])
+
+
+# To which of two neighbours the three rows under a kernel belong, once each
+# pixel is doubled: at an even row the one above and its own, at an odd one its
+# own and the one below.
+_FOLDS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+
+
+def _conv_doubled(conv, x):
+  """conv(_double(x)) of a conv3, with 4/9 of its multiplications.
+
+  Of the 3 x 3 pixels under the kernel 2 x 2 are different ones: even and odd
+  rows and columns are four convolutions of x itself, with sums of weights.
+  """
+  kernel, bias = map(tf.convert_to_tensor, (conv.kernel, conv.bias))
+
+  def phase(row, column):
+    folded = tf.einsum(
+        'ai,bj,ijcd->abcd',
+        tf.cast(_FOLDS[row], kernel.dtype),
+        tf.cast(_FOLDS[column], kernel.dtype),
+        kernel,
+    )
+    padding = [[0, 0], [1 - row, row], [1 - column, column], [0, 0]]
+    return tf.nn.bias_add(tf.nn.conv2d(x, folded, 1, padding), bias)
+
+  h, w = x.shape[1:3]
+  rows = [
+      tf.stack([phase(row, column) for column in range(2)], 3)
+      for row in range(2)
+  ]  # each [B, h, w, 2, c]
+  return tf.reshape(tf.stack(rows, 2), [-1, 2 * h, 2 * w, bias.shape[0]])
 
 
 def _halve(x):

@@ -71,7 +71,7 @@ def ours(unet):
       sampler='ddim',
       steps=_STEPS,
       batch_size=_BATCH,
-      jit_compile=True,
+      jit_compile=config_lib.jit_compile(config),
   )
   seeds = np.arange(_BATCH)
   return lambda: list(sampler(params, seeds))
