@@ -8,6 +8,7 @@ import re
 from absl import flags
 from ml_collections import config_dict
 import pytest
+import tensorflow as tf
 
 from configs import cifar10_edm
 from configs import cifar10_iddpm
@@ -143,6 +144,28 @@ def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):
   assert 'seed 0 -> 1' in message
   assert 'train.batch_size 64 -> 16' in message
   assert 'jit' not in message
+
+
+@pytest.mark.parametrize(
+    'given, kinds, expected',
+    [
+        (None, ['CPU'], False),
+        (None, ['CPU', 'GPU'], True),
+        (None, ['CPU', 'TPU', 'TPU_SYSTEM'], True),
+        (False, ['CPU', 'GPU'], False),
+        (True, ['CPU'], True),
+    ],
+)
+def test_xla_is_for_accelerators_unless_told(
+    given, kinds, expected, monkeypatch
+):
+  monkeypatch.setattr(
+      tf.config, 'list_logical_devices',
+      lambda: [tf.config.LogicalDevice(f'{kind}:0', kind) for kind in kinds],
+  )  # fmt: skip
+  config = default.get_config().lock()
+  config.jit_compile = given
+  assert config_lib.jit_compile(config) is expected
 
 
 def test_a_config_is_rebuilt_as_what_it_was():
