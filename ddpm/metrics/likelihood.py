@@ -5,6 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from ddpm import config as config_lib
 from ddpm import parallel
 from ddpm import parts
 from ddpm import rng
@@ -23,7 +24,7 @@ class Bits:
   """
 
   def __init__(self, run, source, *, num_images, strategy, batch_size):
-    config = run.config
+    jit_compile = config_lib.jit_compile(run.config)
     self._source = source
     self._count = min(num_images, len(source))
 
@@ -33,7 +34,7 @@ class Bits:
           run.diffusion,
           images,
           rng.key(numbers),
-          jit_compile=config.jit_compile,
+          jit_compile=jit_compile,
       )
 
     self._run = parallel.Batched(
