@@ -14,7 +14,6 @@ import math
 import typing
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ddpm import rng
@@ -570,12 +569,6 @@ def _double(x):
   return tf.reshape(x, [-1, 2 * h, 2 * w, c])
 
 
-# To which of two neighbours the three rows under a kernel belong, once each
-# pixel is doubled: at an even row the one above and its own, at an odd one its
-# own and the one below.
-_FOLDS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
-
-
 def _conv_doubled(conv, x):
   """conv(_double(x)) of a conv3, with 4/9 of its multiplications.
 
@@ -585,12 +578,7 @@ def _conv_doubled(conv, x):
   kernel, bias = map(tf.convert_to_tensor, (conv.kernel, conv.bias))
 
   def phase(row, column):
-    folded = tf.einsum(
-        'ai,bj,ijcd->abcd',
-        tf.cast(_FOLDS[row], kernel.dtype),
-        tf.cast(_FOLDS[column], kernel.dtype),
-        kernel,
-    )
+    folded = _fold(_fold(kernel, row, axis=0), column, axis=1)
     padding = [[0, 0], [1 - row, row], [1 - column, column], [0, 0]]
     return tf.nn.bias_add(tf.nn.conv2d(x, folded, 1, padding), bias)
 
@@ -600,6 +588,16 @@ def _conv_doubled(conv, x):
       for row in range(2)
   ]  # each [B, h, w, 2, c]
   return tf.reshape(tf.stack(rows, 2), [-1, 2 * h, 2 * w, bias.shape[0]])
+
+
+def _fold(kernel, odd, *, axis):
+  """Weights of three pixels to those of the two that they are doubles of.
+
+  An even pixel's double comes after it, an odd one's before.
+  """
+  before, own, after = tf.split(kernel, 3, axis)
+  pair = [before + own, after] if odd else [before, own + after]
+  return tf.concat(pair, axis)
 
 
 def _halve(x):
