@@ -147,11 +147,14 @@ def gradient_function(
 
     num_terms = len(diffusion_lib.loss_terms(loss))
     zero = tf.zeros([layout.size + num_terms * batch_size])
+    # One part at a time, which is what saves memory: without XLA TensorFlow
+    # would start ten together, as they do not depend on each other.
     _, packed = tf.while_loop(
         lambda i, _: i < accumulation_steps,
         body,
         (tf.constant(0), zero),
         maximum_iterations=accumulation_steps,
+        parallel_iterations=1,
     )
     return tf.concat([packed, stop[None]], axis=0)
 
