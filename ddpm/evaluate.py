@@ -132,6 +132,7 @@ def _check_number(number, metrics):
 
 def _score_images(metrics):
   """Scores --samples; returns the result."""
+  strategy = parallel.local_strategy()
   samples = sources.samples(_SAMPLES.value)
   count = _NUM_SAMPLES.value or len(samples)
   _check_number(count, metrics)
@@ -148,7 +149,7 @@ def _score_images(metrics):
       reference=real.split(split),
       training=real.split('train') if 'nearest' in metrics else None,
       num_samples=count,
-      strategy=parallel.local_strategy(),
+      strategy=strategy,
   )
   result = judge.score(samples, _SAMPLES.value)
   result['details'] |= {
@@ -166,7 +167,9 @@ def _score_run(metrics):
   _check_number(count, metrics)
   run_ = trained.Trained(workdir)
   config = run_.config
-  strategy = parallel.local_strategy(config.distribute.virtual_devices)
+  strategy = parallel.local_strategy(
+      count, virtual_devices=config.distribute.virtual_devices
+  )
   if _EVERY_CHECKPOINT.value:
     paths = checkpoint.find_all(workdir)
   else:

@@ -1,5 +1,7 @@
 """A function of batches, on all devices of this machine."""
 
+import os
+
 from absl import logging
 import numpy as np
 import tensorflow as tf
@@ -8,8 +10,8 @@ from ddpm import distribute
 from ddpm.errors import reason
 from ddpm.errors import UserError
 
-# Enough rows to keep a device busy: a CPU, and what has cores in thousands.
-_CPU_BATCH_SIZE = 64
+# Enough rows to keep a device busy: a core, and what has them in thousands.
+_CPU_BATCH_SIZE = 16
 _BATCH_SIZE = 256
 
 
@@ -19,7 +21,7 @@ class Batched:
   Args:
     function: (shared, *arrays [batch_size, ...]) -> nest of tensors
       [batch_size, ...], whose rows do not depend on one another. It is traced
-      once a replica, for one static shape.
+      once, for one static shape.
     strategy: `tf.distribute.Strategy` of one process; None for the default
       device.
     batch_size: rows of one replica; halved, for good, as often as they do not
@@ -30,9 +32,14 @@ class Batched:
     strategy = strategy or tf.distribute.get_strategy()
     self._strategy = strategy
     self._batch_size = batch_size
-    self._run = tf.function(
-        lambda *args: strategy.run(function, args), autograph=False
+    # Traced once for all replicas, and not made part of one large graph, which
+    # TensorFlow would optimize on one core: it is seconds a replica.
+    self._function = tf.function(
+        function,
+        autograph=False,
+        experimental_attributes={'_noinline': True},
     )
+    self._run = tf.function(self._on_replicas, autograph=False)
 
   def __call__(self, shared, *arrays):
     """Goes through all rows.
@@ -77,6 +84,13 @@ class Batched:
     )
     return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
 
+  def _on_replicas(self, shared, *parts):
+    firsts = [self._strategy.experimental_local_results(p)[0] for p in parts]
+    function = self._function.get_concrete_function(
+        *tf.nest.map_structure(tf.TensorSpec.from_tensor, (shared, *firsts))
+    )
+    return self._strategy.run(function, (shared, *parts))
+
   def _halve(self, error):
     size = self._batch_size
     if size == 1:
@@ -112,12 +126,32 @@ def batch_size(strategy, rows, most=None):
   return min(most, -(-rows // strategy.num_replicas_in_sync))
 
 
-def local_strategy(virtual_devices=0):
+def local_strategy(rows=None, *, virtual_devices=0):
   """All devices of this machine, whatever a run was trained on.
+
+  Without GPUs each core is a device, with one thread, if there are rows for
+  all of them: threads that share in one small convolution wait for each other.
 
   To be called before TensorFlow does anything else, and without TF_CONFIG.
 
   Args:
-    virtual_devices: split the CPU in so many; 0 for no split.
+    rows: number of rows that are to be computed; None for many.
+    virtual_devices: split the CPU in so many; 0 for a device a core.
   """
+  cores = _cores()
+  if not (
+      virtual_devices
+      or tf.config.list_physical_devices('GPU')
+      or 'TPU_NAME' in os.environ
+      or (rows is not None and rows < cores)
+  ):
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    virtual_devices = cores
   return distribute.make_strategy('auto', virtual_devices=virtual_devices)
+
+
+def _cores():
+  """Cores that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1  # macOS

@@ -102,8 +102,12 @@ def main():
   check_flags()
   host, hosts = job_lib.this_host()
   model = trained.Trained(_WORKDIR.value, precision=_PRECISION.value)
-  strategy = parallel.local_strategy(model.config.distribute.virtual_devices)
-  job, details = _make_job(model, strategy, host, hosts)
+  columns = _columns()
+  strategy = parallel.local_strategy(
+      len(columns['seeds']),
+      virtual_devices=model.config.distribute.virtual_devices,
+  )
+  job, details = _make_job(model, columns, strategy, host, hosts)
   if job.is_finished():
     logging.info('%s is finished: there is nothing to draw', _OUTDIR.value)
     if host == 0:
@@ -131,14 +135,16 @@ def main():
   logging.info('wrote %s', _OUTDIR.value)
 
 
-def _make_job(model, strategy, host, hosts):
-  """The job that the flags describe, and what else its manifest tells."""
+def _columns():
+  """What is to be drawn: seeds [N], or with fractions [N] pairs [N, 2]."""
   if _INTERPOLATE.value:
-    columns = parse_interpolation(_INTERPOLATE.value)
-    seeds = columns['seeds'][:, 0]
-  else:
-    seeds = parse_seeds(_SEEDS.value)
-    columns = {'seeds': seeds}
+    return parse_interpolation(_INTERPOLATE.value)
+  return {'seeds': parse_seeds(_SEEDS.value)}
+
+
+def _make_job(model, columns, strategy, host, hosts):
+  """The job that the flags describe, and what else its manifest tells."""
+  seeds = columns['seeds'].reshape(len(columns['seeds']), -1)[:, 0]
   if _FILM.value and len(seeds) > _MOST_FILMED:
     raise UserError(
         f'--film is of at most {_MOST_FILMED} images, but there are'
@@ -146,7 +152,7 @@ def _make_job(model, strategy, host, hosts):
     )
   labels = parse_labels(_LABELS.value, seeds, model.config.model.num_classes)
   if labels is not None:
-    columns['labels'] = labels
+    columns = columns | {'labels': labels}
   given, mask, pictured = _pictures(model)
   settings = sampler_flags.settings()
   if _INTERPOLATE.value and settings['eta'] is None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ddpm import distribute
 from ddpm import parallel
 from ddpm import samplers
 from ddpm.errors import UserError
@@ -69,10 +70,39 @@ def test_a_batch_of_one_that_does_not_fit():
 
 
 @pytest.mark.parametrize(
-    'rows, most, expected', [(512, None, 64), (7, None, 3), (512, 300, 171)]
+    'rows, most, expected', [(512, None, 16), (7, None, 3), (512, 300, 171)]
 )
 def test_batch_size(rows, most, expected):
   assert parallel.batch_size(mirrored(3), rows, most) == expected
+
+
+@pytest.mark.parametrize(
+    'rows, virtual_devices, gpus, expected',
+    [
+        (None, 0, 0, 4),
+        (4, 0, 0, 4),
+        (3, 0, 0, 0),  # All threads in one row: quicker than a row a core.
+        (64, 2, 0, 2),
+        (64, 0, 1, 0),
+    ],
+)
+def test_a_device_a_core(monkeypatch, rows, virtual_devices, gpus, expected):
+  made = {'threads': 0}
+  monkeypatch.delenv('TPU_NAME', raising=False)
+  monkeypatch.setattr(parallel, '_cores', lambda: 4)
+  monkeypatch.setattr(
+      tf.config, 'list_physical_devices', lambda kind: [kind] * gpus
+  )
+  monkeypatch.setattr(
+      tf.config.threading, 'set_intra_op_parallelism_threads',
+      lambda threads: made.update(threads=threads),
+  )  # fmt: skip
+  monkeypatch.setattr(
+      distribute, 'make_strategy',
+      lambda name, virtual_devices: made.update(devices=virtual_devices),
+  )  # fmt: skip
+  parallel.local_strategy(rows, virtual_devices=virtual_devices)
+  assert made == {'devices': expected, 'threads': int(expected == 4)}
 
 
 def test_images_of_a_seed_are_the_same_on_two_devices(network):
