@@ -4,6 +4,8 @@ Pixels are independent, of one of two distributions: a Gaussian, or two levels
 of 256, each as likely, whose entropy is 1 bit.
 """
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -101,3 +103,30 @@ def test_loss_of_the_best_network_is_the_analytic_minimum(prediction):
       'edm': 1 / sigma**2 + 1 / 0.4**2,
   }[prediction]
   np.testing.assert_allclose(losses['loss'], unknown * scale, rtol=8e-3)
+
+
+def test_one_term_at_a_time():
+  """oneDNN's kernels, on a CPU, crash where one is asked twice at once."""
+  process = diffusion.Diffusion(LINEAR[:20])
+  running = most = 0
+
+  def watched(x):
+    nonlocal running, most
+    running += 1
+    most = max(most, running)
+    time.sleep(0.01)
+    running -= 1
+    return x
+
+  def network(x, _):
+    same = tf.numpy_function(watched, [x], x.dtype, stateful=False)
+    return tf.ensure_shape(same, x.shape)
+
+  @tf.function(autograph=False)
+  def bits(images, seeds):
+    return likelihood.bits_per_dim(
+        network, process, images, rng.key(seeds), jit_compile=False
+    )
+
+  bits(tf.zeros([2, 4, 4, 1], tf.uint8), tf.range(2, dtype=tf.int64))
+  assert most == 1
