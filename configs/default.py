@@ -172,6 +172,7 @@ def get_config():
   # auto | one_device | mirrored | multi_worker | tpu
   distribute.strategy = 'auto'
   # Split the CPU into this many devices, to try a topology; 0 for no split.
+  # Without GPUs samplers then take a device a core.
   distribute.virtual_devices = 0
 
   return config

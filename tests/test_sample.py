@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from ddpm import checkpoint
+from ddpm import parallel
 from ddpm import parts
 from ddpm import sample
 from ddpm.errors import UserError
@@ -86,6 +87,7 @@ def test_draws_what_the_trainer_drew(workdir, drawn):
   assert told['precision'] == 'float32' and told['num_images'] == 64
   assert told['config']['train']['batch_size'] == 8
   assert len(told['weights_digest']) == 16
+  assert len(told['devices']) == parallel._cores()
 
 
 def test_evaluate_reads_it(drawn):
