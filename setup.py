@@ -27,7 +27,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['ddpm*', 'configs']),
     package_data={
         'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE'],
-        'ddpm.metrics': ['mnist.npy'],
+        'ddpm.metrics.extractors': ['mnist.npy'],
     },
     python_requires='>=3.11,<3.14',
     install_requires=[

@@ -8,8 +8,8 @@ with --config.train.num_steps=900_000. Hardware, time and result: the run's.
 
 from absl import flags
 
-from ddpm import config as config_lib
-from ddpm.errors import UserError
+from ddpm.run import config as config_lib
+from ddpm.runtime.errors import UserError
 
 
 def get_config(workdir=''):

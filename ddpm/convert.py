@@ -18,32 +18,39 @@ from absl import logging
 from ml_collections import config_flags
 import tensorflow as tf
 
-from configs import default
-from ddpm import checkpoint
-from ddpm import config as config_lib
-from ddpm import diffusers_format
-from ddpm import diffusion
-from ddpm import ema
-from ddpm import preemption
-from ddpm import sampler_flags
-from ddpm import state as state_lib
-from ddpm import trained
-from ddpm.errors import run
-from ddpm.errors import UserError
-from ddpm.errors import writing
+from ddpm.diffusion import process as process_lib
+from ddpm.formats import diffusers as diffusers_format
+from ddpm.nn import flat
+from ddpm.optim import ema
+from ddpm.run import build
+from ddpm.run import checkpoint
+from ddpm.run import config as config_lib
+from ddpm.run import defaults
+from ddpm.run import reader
+from ddpm.runtime import preemption
+from ddpm.runtime import program
+from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import writing
+from ddpm.sampling import flags as sampler_flags
+from ddpm.sampling import sampler as sampler_lib
+from ddpm.training import state as state_lib
 
 _FROM_DIFFUSERS = flags.DEFINE_string(
     'from_diffusers', None, 'Folder to read: a DDPMPipeline or UNet2DModel.'
 )
+
 _TO_DIFFUSERS = flags.DEFINE_string(
     'to_diffusers', None, 'Folder to make: a DDPMPipeline.'
 )
+
 _TO_SAVEDMODEL = flags.DEFINE_string(
     'to_savedmodel', None, 'Folder to make: a SavedModel of the sampler.'
 )
+
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; to make, with --from_diffusers.'
 )
+
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
@@ -51,6 +58,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     ' configs/, by default default.py.',
     lock_config=True,
 )
+
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
 
 
@@ -77,17 +85,17 @@ def main():
 
 def from_diffusers(directory, workdir):
   """Makes a workdir of a folder of diffusers."""
-  config = _CONFIG.value or default.get_config()
+  config = _CONFIG.value or defaults.get_config()
   config_lib.check_found(config)
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
-    layout = state_lib.Layout(model)
+    layout = flat.Layout(model)
     state = state_lib.State(
         params,
         ema_names=ema.names(config.ema.decays, config.ema.power_stds),
         use_loss_scale=config.precision == 'mixed_float16',
-        memory=config_lib.build_timesteps(config).initial(),
-        num_terms=len(diffusion.loss_terms(config.diffusion.loss)),
+        memory=build.make_noise_levels(config).initial(),
+        num_terms=len(process_lib.loss_terms(config.diffusion.loss)),
     )
     checkpoints = checkpoint.Checkpointer(
         folder, state, layout, writes=True, keep_last=1, keep_every_steps=0
@@ -120,7 +128,8 @@ def to_savedmodel(directory, workdir):
   """Writes a run's sampler as a SavedModel, from seeds to images."""
   with _new_folder('to_savedmodel', directory) as folder:
     source, loaded, params = _read_run(workdir)
-    sampler = loaded.sampler(
+    sampler = sampler_lib.for_run(
+        loaded,
         **sampler_flags.settings(),
         batch_size=1,
         jit_compile=False,  # A server may lack XLA.
@@ -148,9 +157,9 @@ def to_savedmodel(directory, workdir):
 
 
 def _read_run(workdir):
-  """Which weights, the `trained.Trained` they are of, and the weights."""
+  """Which weights, the `reader.Run` they are of, and the weights."""
   path = checkpoint.find(workdir, _CHECKPOINT.value)
-  loaded = trained.Trained(workdir)
+  loaded = reader.Run(workdir)
   step, name, params = loaded.weights(path, sampler_flags.WEIGHTS.value)
   return f'{name} of step {step}', loaded, params
 
@@ -181,4 +190,4 @@ def _new_folder(flag, path):
 
 
 if __name__ == '__main__':
-  run(main)
+  program.start(main)

@@ -15,65 +15,78 @@ from absl import flags
 from absl import logging
 import tensorflow as tf
 
-from ddpm import checkpoint
-from ddpm import data
-from ddpm import parallel
-from ddpm import parts
-from ddpm import preemption
-from ddpm import sampler_flags
-from ddpm import trained
-from ddpm import writers
-from ddpm.errors import run
-from ddpm.errors import UserError
-from ddpm.metrics import extractor as extractor_lib
+from ddpm.data import catalog
+from ddpm.data import pipeline
+from ddpm.metrics import evaluator
+from ddpm.metrics import extractors
 from ddpm.metrics import likelihood
 from ddpm.metrics import report
-from ddpm.metrics import scores
 from ddpm.metrics import sources
+from ddpm.run import checkpoint
+from ddpm.run import reader
+from ddpm.runtime import device_map
+from ddpm.runtime import files
+from ddpm.runtime import preemption
+from ddpm.runtime import program
+from ddpm.runtime import shards
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import flags as sampler_flags
+from ddpm.sampling import sampler as sampler_lib
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run whose samples are scored.'
 )
+
 _SAMPLES = flags.DEFINE_string(
     'samples', None, 'Images to score instead: FILE.npz or a folder.'
 )
+
 _EVERY_CHECKPOINT = flags.DEFINE_bool(
     'every_checkpoint', False, 'Score all checkpoints of the run.'
 )
+
 _METRICS = flags.DEFINE_list(
     'metrics',
     'fid,kid,is,prdc,nearest',
     'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
 )
+
 _NUM_SAMPLES = flags.DEFINE_integer(
     'num_samples',
     None,
     'Images to score; by default 2000 of a run, all of --samples. Papers take'
     ' 50000.',
 )
+
 _DATA = flags.DEFINE_string(
     'data',
     None,
     'Real images: mnist5k, tfds:NAME or folder:PATH; by default those of the'
     ' run.',
 )
+
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, 'Where tensorflow-datasets keeps what it prepared.'
 )
+
 _SPLIT = flags.DEFINE_string(
     'split',
     None,
     'train or test: the real images; by default train, and test for bpd.',
 )
+
 _FEATURES = flags.DEFINE_string(
     'features',
     None,
     'mnist (by default, for images of 28 x 28 x 1), inception (for others),'
     ' efficientnet, or savedmodel:DIR.',
 )
+
 _INCEPTION_WEIGHTS = flags.DEFINE_string(
     'inception_weights', None, 'File of --features=inception.'
 )
+
 _OUT = flags.DEFINE_string(
     'out', None, "JSON file for the result; of several, the last one's."
 )
@@ -90,7 +103,7 @@ def main():
   result = _score_images(metrics) if _SAMPLES.value else _score_run(metrics)
   if _OUT.value:
     text = json.dumps(result, indent=2) + '\n'
-    writers.write_file(_OUT.value, text.encode())
+    files.write_file(_OUT.value, text.encode())
 
 
 def _check_flags():
@@ -109,10 +122,10 @@ def _check_flags():
   if _SAMPLES.value and _EVERY_CHECKPOINT.value:
     raise UserError('--every_checkpoint is for a --workdir')
   metrics = set(_METRICS.value)
-  if not metrics or metrics - set(scores.MINIMUM):
+  if not metrics or metrics - set(evaluator.MINIMUM):
     raise UserError(
         f'--metrics is {",".join(_METRICS.value)}, expected some of:'
-        f' {", ".join(sorted(scores.MINIMUM))}'
+        f' {", ".join(sorted(evaluator.MINIMUM))}'
     )
   if _SAMPLES.value and 'bpd' in metrics:
     raise UserError('--metrics=bpd is of a model: it needs --workdir')
@@ -122,7 +135,7 @@ def _check_flags():
 
 
 def _check_number(number, metrics):
-  least = scores.minimum(metrics)
+  least = evaluator.minimum(metrics)
   if number < least:
     raise UserError(
         f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
@@ -132,7 +145,7 @@ def _check_number(number, metrics):
 
 def _score_images(metrics):
   """Scores --samples; returns the result."""
-  strategy = parallel.local_strategy()
+  strategy = strategy_lib.local_strategy()
   samples = sources.samples(_SAMPLES.value)
   count = _NUM_SAMPLES.value or len(samples)
   _check_number(count, metrics)
@@ -143,7 +156,7 @@ def _score_images(metrics):
     )
   real = _RealImages(_DATA.value, _DATA_DIR.value, samples.shape)
   split = _SPLIT.value or 'train'
-  judge = scores.Judge(
+  judge = evaluator.Evaluator(
       metrics,
       _extractor(metrics, samples.shape),
       reference=real.split(split),
@@ -165,17 +178,18 @@ def _score_run(metrics):
   """Scores samples of --workdir; returns the last checkpoint's result."""
   workdir, count = _WORKDIR.value, _NUM_SAMPLES.value or _RUN_SAMPLES
   _check_number(count, metrics)
-  run_ = trained.Trained(workdir)
+  run_ = reader.Run(workdir)
   config = run_.config
-  strategy = parallel.local_strategy(
+  strategy = strategy_lib.local_strategy(
       count, virtual_devices=config.distribute.virtual_devices
   )
   if _EVERY_CHECKPOINT.value:
     paths = checkpoint.find_all(workdir)
   else:
     paths = [checkpoint.find(workdir, 'latest')]
-  batch_size = parallel.batch_size(strategy, parts.ROWS)
-  sampler = run_.sampler(
+  batch_size = device_map.batch_size(strategy, shards.ROWS)
+  sampler = sampler_lib.for_run(
+      run_,
       **sampler_flags.settings(), batch_size=batch_size, strategy=strategy
   )
   name = _DATA.value or config.data.name
@@ -183,7 +197,7 @@ def _score_run(metrics):
       name, _DATA_DIR.value or config.data.data_dir, run_.model.image_shape
   )
   split = _SPLIT.value or config.data.split
-  judge = scores.Judge(
+  judge = evaluator.Evaluator(
       metrics,
       _extractor(metrics, run_.model.image_shape),
       reference=real.split(split),
@@ -201,7 +215,7 @@ def _score_run(metrics):
           ' does not have'
       )
     bpd_split = _SPLIT.value or 'test'
-    bits = likelihood.Bits(
+    bits = likelihood.BitsPerDim(
         run_,
         real.split(bpd_split),
         num_images=count,
@@ -218,7 +232,7 @@ def _score_run(metrics):
     digest = hashlib.sha256(params).hexdigest()
     directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest[:8]}')
     called = f'samples of step {step}'
-    samples = sources.Drawn(
+    samples = sources.GeneratedSamples(
         sampler,
         params,
         os.path.join(
@@ -252,11 +266,11 @@ def _score_run(metrics):
 
 
 def _extractor(metrics, shape):
-  """The `extractor.Extractor`, or None where no metric needs one."""
-  if not metrics & scores.OF_FEATURES:
+  """The `base.Extractor`, or None where no metric needs one."""
+  if not metrics & evaluator.OF_FEATURES:
     return None
   default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
-  return extractor_lib.load(
+  return extractors.load(
       _FEATURES.value or default,
       inception_weights=_INCEPTION_WEIGHTS.value,
       image_shape=shape,
@@ -285,7 +299,7 @@ class _RealImages:
         raise UserError(f'--split is {split}, but {name} has no splits')
       source = sources.Folder(name.removeprefix('folder:'), order=_order)
     elif name == 'mnist5k' or name.startswith('tfds:'):
-      loaded = data.load(
+      loaded = catalog.load(
           name,
           data_dir=self._data_dir,
           split=split,
@@ -310,10 +324,10 @@ class _RealImages:
 
 def _order(n):
   """The same permutation of 0 to n - 1, int64 [n], on every machine."""
-  return data.batch_indices(
+  return pipeline.batch_indices(
       0, 0, tf.range(n, dtype=tf.int64), batch_size=n, num_images=n
   ).numpy()
 
 
 if __name__ == '__main__':
-  run(main)
+  program.start(main)

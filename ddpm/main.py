@@ -12,20 +12,22 @@ from absl import flags
 from ml_collections import config_flags
 import tensorflow as tf
 
-from ddpm import config as config_lib
-from ddpm import distribute
-from ddpm import preemption
-from ddpm import train
-from ddpm.errors import run
-from ddpm.errors import UserError
-from ddpm.errors import writing
+from ddpm.run import config as config_lib
+from ddpm.runtime import preemption
+from ddpm.runtime import program
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import writing
+from ddpm.training import trainer as trainer_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a file of configs/.', lock_config=True
 )
+
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints and logs; shared by all workers.'
 )
+
 _DRY_RUN = flags.DEFINE_bool(
     'dry_run', False, 'Run one step, print the sizes of things, write nothing.'
 )
@@ -42,7 +44,7 @@ def main():
   config_lib.validate(config)
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()
-  strategy = distribute.make_strategy(
+  strategy = strategy_lib.make_strategy(
       config.distribute.strategy,
       virtual_devices=config.distribute.virtual_devices,
   )
@@ -50,11 +52,11 @@ def main():
     _dry_run(config, strategy)
     return
   _make_workdir(_WORKDIR.value)
-  train.train(config, _WORKDIR.value, strategy, stop)
+  trainer_lib.train(config, _WORKDIR.value, strategy, stop)
 
 
 def _dry_run(config, strategy):
-  trainer = train.Trainer(config, strategy)
+  trainer = trainer_lib.Trainer(config, strategy)
   _, _, metrics = trainer.run(next(trainer.blocks(0)), 0, 1)
   print(f'parameters: {trainer.layout.size}')
   print(f'devices: {", ".join(strategy.extended.worker_devices)}')
@@ -79,4 +81,4 @@ def _make_workdir(workdir):
 
 
 if __name__ == '__main__':
-  run(main)
+  program.start(main)

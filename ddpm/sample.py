@@ -18,16 +18,19 @@ import numpy as np
 import tensorflow as tf
 
 import ddpm
-from ddpm import checkpoint
-from ddpm import job as job_lib
-from ddpm import parallel
-from ddpm import parts
-from ddpm import pictures
-from ddpm import preemption
-from ddpm import sampler_flags
-from ddpm import trained
-from ddpm.errors import run
-from ddpm.errors import UserError
+from ddpm.run import checkpoint
+from ddpm.run import reader
+from ddpm.runtime import cluster
+from ddpm.runtime import device_map
+from ddpm.runtime import preemption
+from ddpm.runtime import program
+from ddpm.runtime import shards
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import flags as sampler_flags
+from ddpm.sampling import job as job_lib
+from ddpm.sampling import pictures
+from ddpm.sampling import sampler as sampler_lib
 
 # What a machine has memory to list.
 _MOST_SEEDS = 100_000_000
@@ -36,59 +39,72 @@ _MOST_SEEDS = 100_000_000
 _MOST_FILMED = 64
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+
 _OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
+
 _SEEDS = flags.DEFINE_string(
     'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
 )
+
 _LABELS = flags.DEFINE_string(
     'labels',
     'all',
     'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
     ' seed mod the number of classes.',
 )
+
 _BATCH_SIZE = flags.DEFINE_integer(
     'batch_size',
     None,
     'Images drawn at once on each device; by default as many as it has use'
     ' for.',
 )
+
 _PRECISION = flags.DEFINE_string(
     'precision',
     None,
     'float32, mixed_bfloat16 or mixed_float16; by default what the config'
     ' says.',
 )
+
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
     'latest',
     'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
 )
+
 _PNG = flags.DEFINE_bool('png', False, 'One file an image, too: png/SEED.png.')
+
 _FILM = flags.DEFINE_bool(
     'film', False, 'The way from noise to the grid, too: film.png, animated.'
 )
+
 _INTERPOLATE = flags.DEFINE_string(
     'interpolate',
     None,
     'SEED_A,SEED_B,N: instead of --seeds N images, from that of one seed to'
     ' that of another.',
 )
+
 _DENOISE_FROM = flags.DEFINE_string(
     'denoise_from',
     None,
     'Picture that is noised, and denoised again, once for each seed.',
 )
+
 _AT = flags.DEFINE_float(
     'at',
     0.5,
     'How far --denoise_from noises it: a fraction of the process; 1 leaves'
     ' nothing of it.',
 )
+
 _INPAINT = flags.DEFINE_string(
     'inpaint',
     None,
     'Picture, a part of which is painted anew, once for each seed.',
 )
+
 _MASK = flags.DEFINE_string(
     'mask', None, 'Picture that is white where --inpaint is to paint.'
 )
@@ -100,10 +116,10 @@ def main():
   if not _WORKDIR.value or not _OUTDIR.value:
     raise UserError('--workdir and --outdir are needed: the run, and a folder')
   check_flags()
-  host, hosts = job_lib.this_host()
-  model = trained.Trained(_WORKDIR.value, precision=_PRECISION.value)
+  host, hosts = cluster.this_host()
+  model = reader.Run(_WORKDIR.value, precision=_PRECISION.value)
   columns = _columns()
-  strategy = parallel.local_strategy(
+  strategy = strategy_lib.local_strategy(
       len(columns['seeds']),
       virtual_devices=model.config.distribute.virtual_devices,
   )
@@ -158,10 +174,11 @@ def _make_job(model, columns, strategy, host, hosts):
   if _INTERPOLATE.value and settings['eta'] is None:
     settings['eta'] = 0.0  # The way is between the first noises alone.
   path = checkpoint.find(_WORKDIR.value, _CHECKPOINT.value)
-  sampler = model.sampler(
+  sampler = sampler_lib.for_run(
+      model,
       **settings,
-      batch_size=parallel.batch_size(
-          strategy, min(len(seeds), parts.ROWS), most=_BATCH_SIZE.value
+      batch_size=device_map.batch_size(
+          strategy, min(len(seeds), shards.ROWS), most=_BATCH_SIZE.value
       ),
       strategy=strategy,
       image=given,
@@ -339,4 +356,4 @@ def parse_labels(text, seeds, num_classes):
 
 
 if __name__ == '__main__':
-  run(main)
+  program.start(main)

@@ -12,12 +12,15 @@ import pytest
 import tensorflow as tf
 
 from configs import mnist5k
-from ddpm import diffusion as diffusion_lib
-from ddpm import state as state_lib
-from ddpm import unet
+from ddpm.diffusion import process as process_lib
+from ddpm.diffusion import schedules
+from ddpm.nn import flat
+from ddpm.nn import unet
+from ddpm.runtime import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+environment.prepare()
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices('CPU')[0],
     [tf.config.LogicalDeviceConfiguration()] * 8,
@@ -111,7 +114,7 @@ def with_oracle(extractor, name, height, width):
   """What an extractor says under XLA, and what its original in PyTorch said.
 
   Args:
-    extractor: `extractor.Extractor`.
+    extractor: `base.Extractor`.
     name: of the script in oracles/ that asked the original.
     height, width: of the images.
 
@@ -142,13 +145,13 @@ class Network:
         'norm_groups': 4,
     } | kwargs
     self.model = unet.UNet(**settings)
-    self.layout = state_lib.Layout(self.model)
-    betas = diffusion_lib.betas_for(
+    self.layout = flat.Layout(self.model)
+    betas = schedules.betas_for(
         'linear', 20, beta_start=1e-3, beta_end=0.2
     )
-    self.diffusion = diffusion_lib.Diffusion(betas)
+    self.diffusion = process_lib.Diffusion(betas)
     # Not the initial weights: those make every block the identity.
-    self.params = state_lib.flatten(self.model.trainable_variables)
+    self.params = flat.flatten(self.model.trainable_variables)
     self.params += 0.05 * tf.random.stateless_normal(self.params.shape, (1, 2))
 
 

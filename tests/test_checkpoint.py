@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import checkpoint
-from ddpm import config as config_lib
-from ddpm import ema
-from ddpm import state as state_lib
-from ddpm import trained
-from ddpm.errors import UserError
+from ddpm.optim import ema
+from ddpm.run import checkpoint
+from ddpm.run import config as config_lib
+from ddpm.run import reader
+from ddpm.runtime.errors import UserError
+from ddpm.training import state as state_lib
 
 
 def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
@@ -350,7 +350,7 @@ class Tracked:
     self.workdir, self.decays, self.stds = str(workdir), decays, stds
     overrides = {'ema.decays': decays, 'ema.power_stds': stds}
     config_lib.save(tiny_config(**overrides), self.workdir)
-    self.trained = trained.Trained(self.workdir)
+    self.trained = reader.Run(self.workdir)
 
   def raw(self, step):
     return np.linspace(-step, step, self.trained.layout.size, dtype=np.float32)

@@ -14,8 +14,9 @@ from configs import cifar10_edm
 from configs import cifar10_iddpm
 from configs import default
 from configs import mnist5k
-from ddpm import config as config_lib
-from ddpm.errors import UserError
+from ddpm.run import build
+from ddpm.run import config as config_lib
+from ddpm.runtime.errors import UserError
 
 CONFIGS = sorted(
     path.stem
@@ -165,9 +166,9 @@ def test_xla_is_for_accelerators_unless_told(
   )  # fmt: skip
   config = default.get_config().lock()
   config.jit_compile = given
-  assert config_lib.jit_compile(config) is expected
+  assert build.jit_compile(config) is expected
 
 
 def test_a_config_is_rebuilt_as_what_it_was():
   config = config_dict.ConfigDict(mnist5k.get_config().to_dict())
-  assert config_lib.build_diffusion(config).prediction == 'v'
+  assert build.make_process(config).prediction == 'v'

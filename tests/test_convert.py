@@ -16,10 +16,10 @@ import pytest
 from safetensors import numpy as safetensors
 import tensorflow as tf
 
-from ddpm import config as config_lib
-from ddpm import diffusers_format
-from ddpm import state as state_lib
-from ddpm.errors import UserError
+from ddpm.formats import diffusers as diffusers_format
+from ddpm.nn import flat
+from ddpm.run import build
+from ddpm.runtime.errors import UserError
 
 # Of conftest's tiny network, what diffusers can express.
 _MODEL = {
@@ -37,8 +37,8 @@ def small_config(**overrides):
 
 def save(directory, config):
   """Saves a network of random weights, and returns these."""
-  model = config_lib.build_model(config)
-  size = state_lib.Layout(model).size
+  model = build.make_model(config)
+  size = flat.Layout(model).size
   params = np.random.default_rng(0).normal(size=size).astype(np.float32)
   params *= 0.1
   diffusers_format.save(directory, config, model, params)
@@ -95,7 +95,7 @@ def test_there_and_back_changes_nothing(tmp_path, overrides):
   base = tiny_config(**{k: v for k, v in overrides.items() if k in unsaid})
   after, model, back = diffusers_format.load(tmp_path, base)
   assert after.to_dict() == before.to_dict()
-  assert state_lib.Layout(model).size == len(back)
+  assert flat.Layout(model).size == len(back)
   np.testing.assert_array_equal(back, params)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import data
-from ddpm.errors import UserError
+from ddpm.data import catalog
+from ddpm.data import pipeline
+from ddpm.runtime.errors import UserError
 
 
 def indices(step, positions, *, seed=0, n=10, batch_size=4):
-  return data.batch_indices(
+  return pipeline.batch_indices(
       seed,
       tf.constant(step, tf.int64),
       tf.constant(positions, tf.int64),
@@ -41,12 +42,12 @@ def test_order_depends_on_the_seed_and_costs_nothing_to_enter():
 
 def source(n=10):
   images = np.arange(n, dtype=np.uint8)[:, None, None, None]
-  return data.Images(images, np.arange(n, dtype=np.int32), n)
+  return catalog.Images(images, np.arange(n, dtype=np.int32), n)
 
 
 def elements(count, *, workers=1, worker=0, replicas=2, first_block=0, k=3):
   context = tf.distribute.InputContext(workers, worker, replicas)
-  dataset = data.batches(
+  dataset = pipeline.batches(
       source(),
       seed=0,
       batch_size=4,
@@ -81,12 +82,12 @@ def test_workers_and_resumes_see_the_same_blocks():
 
 
 def test_mnist5k_is_500_of_each_digit():
-  digits = data.load('mnist5k', data_dir='', split='train', image_size=28)
+  digits = catalog.load('mnist5k', data_dir='', split='train', image_size=28)
   assert digits.images.shape == (5000, 28, 28, 1)
   assert digits.images.dtype == np.uint8 and digits.num_classes == 10
   assert list(np.bincount(digits.labels)) == [500] * 10
   assert digits.images.max() == 255
-  path = pathlib.Path(data.__file__).with_name('mnist5k.npz')
+  path = pathlib.Path(pipeline.__file__).with_name('mnist5k.npz')
   assert path.stat().st_size < 1e6
 
 
@@ -101,7 +102,7 @@ def test_mnist5k_is_500_of_each_digit():
 )
 def test_refuses(name, split, size, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    data.load(name, data_dir=str(tmp_path), split=split, image_size=size)
+    catalog.load(name, data_dir=str(tmp_path), split=split, image_size=size)
 
 
 def test_unprepared_data_without_network_is_one_line_at_once(
@@ -115,7 +116,7 @@ def test_unprepared_data_without_network_is_one_line_at_once(
   monkeypatch.setattr(socket, 'create_connection', refuse)
   monkeypatch.setattr('urllib.request.getproxies', dict)
   with pytest.raises(UserError, match=r'not prepared in .* no network'):
-    data.load(
+    catalog.load(
         'tfds:mnist', data_dir=str(tmp_path), split='train', image_size=28
     )
 
@@ -134,7 +135,7 @@ def test_tfds_that_lost_a_part_is_named(tmp_path):
   (shard, *_) = (tmp_path / 'copy').glob('mnist/*/*test*')
   shard.unlink()
   with pytest.raises(UserError, match=f'cannot be read: .*{shard.name}; No su'):
-    data.load(
+    catalog.load(
         'tfds:mnist', data_dir=str(tmp_path / 'copy'), split='test',
         image_size=28,
     )  # fmt: skip
@@ -142,10 +143,10 @@ def test_tfds_that_lost_a_part_is_named(tmp_path):
 
 @needs_mnist
 def test_tfds_mnist():
-  digits = data.load(
+  digits = catalog.load(
       'tfds:mnist', data_dir=PREPARED, split='test', image_size=14
   )
   assert digits.images.shape == (10_000, 14, 14, 1)
   assert digits.num_classes == 10
   with pytest.raises(UserError, match="no split 'tset', it has: "):
-    data.load('tfds:mnist', data_dir=PREPARED, split='tset', image_size=28)
+    catalog.load('tfds:mnist', data_dir=PREPARED, split='tset', image_size=28)

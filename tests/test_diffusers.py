@@ -5,11 +5,13 @@ import pytest
 import tensorflow as tf
 
 from configs import default
-from ddpm import config as config_lib
-from ddpm import diffusers_format
 from ddpm import rng
-from ddpm import samplers
-from ddpm import state as state_lib
+from ddpm.diffusion import solvers
+from ddpm.formats import diffusers as diffusers_format
+from ddpm.nn import flat
+from ddpm.nn.guidance import guided_network
+from ddpm.run import build
+from ddpm.sampling import sampler as sampler_lib
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -99,7 +101,7 @@ def their_output(unet):
 def our_output(unet, model, params):
   x, t, labels = inputs(unet)
   labels = tf.constant(labels or [0, 0])
-  network = samplers.bind(model, state_lib.Layout(model), params, labels)
+  network = guided_network(model, flat.Layout(model), params, labels)
   return network(x, tf.constant(t, tf.float32)).numpy()
 
 
@@ -185,8 +187,8 @@ def step_difference(scheduler, config, monkeypatch):
 
   x and noise are the same here, too.
   """
-  process = config_lib.build_diffusion(config)
-  rows = samplers.table(process, process.steps(25), sampler='ancestral')
+  process = build.make_process(config)
+  rows = solvers.table(process, process.steps(25), sampler='ancestral')
   scheduler.set_timesteps(timesteps=rows['t'].tolist())
   row = {name: column[10:11] for name, column in rows.items()}
   outputs = 1 + (process.variance == 'learned_range')
@@ -197,7 +199,7 @@ def step_difference(scheduler, config, monkeypatch):
   expected = scheduler.step(output, int(row['t'][0]), x).prev_sample
 
   monkeypatch.setattr(rng, 'normal', lambda key, shape: tf.constant(nhwc(x)))
-  ours, _ = samplers.sample(
+  ours, _ = sampler_lib.sample(
       lambda x, time: tf.constant(nhwc(output)),
       process,
       row,

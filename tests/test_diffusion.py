@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import diffusion
+from ddpm.diffusion import process as process_lib
+from ddpm.diffusion import schedules
 
-LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
+LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 
 
 def test_linear_schedule():
@@ -16,12 +17,12 @@ def test_linear_schedule():
   assert LINEAR[0] == 1e-4 and LINEAR[-1] == 0.02
   # Section 4: the last step is nearly pure noise, about 1e-5 nats from it.
   abar = np.prod([1 - b for b in LINEAR])
-  assert diffusion.Diffusion(LINEAR).alphas_cumprod[-1] == pytest.approx(abar)
+  assert process_lib.Diffusion(LINEAR).alphas_cumprod[-1] == pytest.approx(abar)
   assert abar == pytest.approx(4.0358e-5, rel=1e-4)
 
 
 def test_cosine_schedule():
-  betas = diffusion.betas_for('cosine', 50, beta_start=0, beta_end=0)
+  betas = schedules.betas_for('cosine', 50, beta_start=0, beta_end=0)
 
   def f(t):
     return np.cos((t / 50 + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -33,7 +34,7 @@ def test_cosine_schedule():
 
 def test_q_sample_is_a_chain_of_single_steps():
   """Equation 4 from equation 2: means and variances of t + 1 steps."""
-  process = diffusion.Diffusion(LINEAR)
+  process = process_lib.Diffusion(LINEAR)
   mean, variance = 1.0, 0.0
   for beta in LINEAR[:300]:
     mean *= np.sqrt(1 - beta)
@@ -47,7 +48,7 @@ def test_q_sample_is_a_chain_of_single_steps():
 
 def test_posterior_is_bayes_rule():
   """Equations 6 and 7 against the product of two Gaussians."""
-  process = diffusion.Diffusion(LINEAR)
+  process = process_lib.Diffusion(LINEAR)
   t = np.array([1, 10, 500, 999])
   posterior = process.posterior(t, t - 1)
   abar = np.cumprod(1 - LINEAR)
@@ -63,7 +64,7 @@ def test_posterior_is_bayes_rule():
 
 
 def test_posterior_of_a_stride_and_of_the_clean_image():
-  process = diffusion.Diffusion(LINEAR)
+  process = process_lib.Diffusion(LINEAR)
   posterior = process.posterior(np.array([600, 0]), np.array([300, -1]))
   abar = np.cumprod(1 - LINEAR)
   assert posterior['beta'][0] == pytest.approx(1 - abar[600] / abar[300])
@@ -75,8 +76,8 @@ def test_posterior_of_a_stride_and_of_the_clean_image():
 def process_of(prediction, **kwargs):
   """A process of a prediction, and four of its noise levels."""
   if prediction == 'edm':
-    return diffusion.EDM(**kwargs), tf.constant([0.01, 0.3, 2.0, 30.0])
-  process = diffusion.Diffusion(LINEAR, prediction=prediction, **kwargs)
+    return process_lib.EDM(**kwargs), tf.constant([0.01, 0.3, 2.0, 30.0])
+  process = process_lib.Diffusion(LINEAR, prediction=prediction, **kwargs)
   return process, tf.constant([0, 10, 300, 700])
 
 
@@ -84,7 +85,7 @@ X0 = tf.random.stateless_uniform([4, 3, 3, 1], (0, 0), -1, 1)
 NOISE = tf.random.stateless_normal([4, 3, 3, 1], (0, 1))
 
 
-@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+@pytest.mark.parametrize('prediction', process_lib.PREDICTIONS)
 def test_the_right_output_has_no_loss_and_gives_x0_back(prediction):
   process, t = process_of(prediction)
   level = process.level(t)
@@ -130,19 +131,19 @@ def test_edm_is_table_1():
 
 
 def test_edm_steps_are_equation_5():
-  steps = diffusion.EDM().steps(18)
+  steps = process_lib.EDM().steps(18)
   i = np.arange(18)
   expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
   np.testing.assert_allclose(steps.sigma, expected, rtol=1e-12)
   np.testing.assert_allclose(steps.time, np.log(expected) / 4)
   assert list(steps.t) == list(range(17, -1, -1))
-  assert list(diffusion.EDM().steps(1).sigma) == [80.0]
+  assert list(process_lib.EDM().steps(1).sigma) == [80.0]
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine'])
 def test_steps_by_noise(schedule):
-  betas = diffusion.betas_for(schedule, 1000, beta_start=1e-4, beta_end=0.02)
-  process = diffusion.Diffusion(betas)
+  betas = schedules.betas_for(schedule, 1000, beta_start=1e-4, beta_end=0.02)
+  process = process_lib.Diffusion(betas)
   ratios = np.sqrt(1 / process.alphas_cumprod - 1)
   steps = process.steps(10, by_noise=True)
   first, last = min(80, ratios[-1]) ** (1 / 7), ratios[0] ** (1 / 7)
@@ -157,7 +158,7 @@ def test_steps_by_noise(schedule):
 
 
 def test_steps_by_noise_between_two_levels():
-  process = diffusion.Diffusion(
+  process = process_lib.Diffusion(
       LINEAR, sigma_min=0.05, sigma_max=20.0, rho=3.0
   )
   expected = np.linspace(20 ** (1 / 3), 0.05 ** (1 / 3), 6) ** 3
@@ -167,7 +168,7 @@ def test_steps_by_noise_between_two_levels():
 
 @pytest.mark.parametrize('at', [0.5, 0.01])
 def test_steps_from_a_part_of_the_process(at):
-  process = diffusion.Diffusion(LINEAR, sigma_min=0.05)
+  process = process_lib.Diffusion(LINEAR, sigma_min=0.05)
   begin = round(at * 1000)
   ratios = np.sqrt(1 / process.alphas_cumprod - 1)
   steps = process.steps(4, at=at)
@@ -184,11 +185,11 @@ def test_steps_from_a_part_of_the_process(at):
 
 def test_edm_steps_from_a_part_of_the_process():
   """The share of the way down in sigma^(1 / rho)."""
-  whole, half = diffusion.EDM().steps(9), diffusion.EDM().steps(5, at=0.5)
+  whole, half = process_lib.EDM().steps(9), process_lib.EDM().steps(5, at=0.5)
   np.testing.assert_allclose(half.sigma, whole.sigma[4:], rtol=1e-9)
 
 
-@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+@pytest.mark.parametrize('prediction', process_lib.PREDICTIONS)
 def test_min_snr_weighs_the_error_of_x0(prediction):
   """Whatever is predicted: min(SNR, gamma) |x_0 - guess|^2 (Hang et al.)."""
   process, t = process_of(prediction)
@@ -206,13 +207,13 @@ def test_min_snr_weighs_the_error_of_x0(prediction):
 
 
 def test_timesteps_are_told_in_thousandths():
-  process = diffusion.Diffusion(LINEAR[::4], rescale_timesteps=True)
+  process = process_lib.Diffusion(LINEAR[::4], rescale_timesteps=True)
   assert list(process.level(tf.constant([0, 1, 249])).time) == [0, 4, 996]
 
 
 def test_v_is_the_velocity():
   """v = d x_t / d phi, with phi = arctan(sigma / alpha)."""
-  process = diffusion.Diffusion(LINEAR, prediction='v')
+  process = process_lib.Diffusion(LINEAR, prediction='v')
   abar = np.cumprod(1 - LINEAR)[400]
   phi = np.arctan2(np.sqrt(1 - abar), np.sqrt(abar))
 
@@ -260,9 +261,9 @@ def _vlb_by_hand(process, x0, xt, guess, variance, share=None):
   return [term.mean() / np.log(2) for term in terms]
 
 
-@pytest.mark.parametrize('variance', diffusion.VARIANCES)
+@pytest.mark.parametrize('variance', process_lib.VARIANCES)
 def test_variational_bound(variance):
-  process = diffusion.Diffusion(
+  process = process_lib.Diffusion(
       LINEAR[::50], prediction='x0', variance=variance
   )
   rng = np.random.default_rng(0)
@@ -295,7 +296,7 @@ def test_variational_bound(variance):
 
 def test_a_perfect_guess_costs_the_prior_and_the_last_step():
   """With the posterior's own variance the model is the posterior."""
-  process = diffusion.Diffusion(
+  process = process_lib.Diffusion(
       LINEAR[::50], prediction='x0', variance='fixedsmall'
   )
   x0 = tf.fill([20, 4, 4, 1], 3 / 127.5 - 1)
@@ -308,7 +309,7 @@ def test_a_perfect_guess_costs_the_prior_and_the_last_step():
 def test_hybrid_and_vlb_losses():
   """Equation 16 of Nichol and Dhariwal 2021, with 1000 / T of their code."""
   betas = LINEAR[::50]
-  process = diffusion.Diffusion(betas, variance='learned_range')
+  process = process_lib.Diffusion(betas, variance='learned_range')
   rng = np.random.default_rng(1)
   x0 = np.repeat(rng.integers(0, 256, [1, 4, 4, 1]) / 127.5 - 1, 20, axis=0)
   noise, eps, share = rng.normal(size=[3, 20, 4, 4, 1])
@@ -345,7 +346,7 @@ def test_hybrid_and_vlb_losses():
   np.testing.assert_allclose(
       hybrid['loss'], hybrid['mse'] + hybrid['vb'], rtol=1e-6
   )
-  assert tuple(hybrid) == diffusion.loss_terms('hybrid')
+  assert tuple(hybrid) == process_lib.loss_terms('hybrid')
   # The bound moves the variance alone, the square the guess alone.
   np.testing.assert_array_equal(tape.gradient(bound, eps), 0)
   np.testing.assert_array_equal(tape.gradient(mean, share), 0)
@@ -354,20 +355,20 @@ def test_hybrid_and_vlb_losses():
 
 def test_refuses():
   with pytest.raises(ValueError, match="schedule is 'quadratic', expected"):
-    diffusion.betas_for('quadratic', 10, beta_start=0, beta_end=1)
+    schedules.betas_for('quadratic', 10, beta_start=0, beta_end=1)
   for prediction in ('noise', 'edm'):
     with pytest.raises(ValueError, match=f"prediction is '{prediction}', exp"):
-      diffusion.Diffusion(LINEAR, prediction=prediction)
+      process_lib.Diffusion(LINEAR, prediction=prediction)
   with pytest.raises(ValueError, match="variance is 'small', expected"):
-    diffusion.Diffusion(LINEAR, variance='small')
+    process_lib.Diffusion(LINEAR, variance='small')
   with pytest.raises(ValueError, match='steps is 0, expected 1 to 1000'):
-    diffusion.EDM().steps(0)
+    process_lib.EDM().steps(0)
 
 
 def test_timesteps():
-  assert list(diffusion.timesteps_for(1000, 4)) == [999, 666, 333, 0]
-  assert list(diffusion.timesteps_for(5, 5)) == [4, 3, 2, 1, 0]
-  assert list(diffusion.timesteps_for(1000, 1)) == [999]
+  assert list(schedules.timesteps_for(1000, 4)) == [999, 666, 333, 0]
+  assert list(schedules.timesteps_for(5, 5)) == [4, 3, 2, 1, 0]
+  assert list(schedules.timesteps_for(1000, 1)) == [999]
   for steps in (0, 1001):
     with pytest.raises(ValueError, match='expected 1 to 1000'):
-      diffusion.timesteps_for(1000, steps)
+      schedules.timesteps_for(1000, steps)

@@ -6,8 +6,8 @@ from conftest import with_oracle
 import numpy as np
 import pytest
 
-from ddpm.errors import UserError
-from ddpm.metrics import efficientnet
+from ddpm.metrics.extractors import efficientnet
+from ddpm.runtime.errors import UserError
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec(efficientnet.PACKAGE) is None,

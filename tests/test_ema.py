@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import ema
-from ddpm import state as state_lib
+from ddpm.optim import ema
+from ddpm.training import state as state_lib
 
 STEPS = 40
 

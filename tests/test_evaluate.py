@@ -172,7 +172,7 @@ DRIVER = """
 import json, sys
 from absl import flags
 from ddpm import evaluate
-from ddpm.errors import UserError
+from ddpm.runtime.errors import UserError
 for argv in json.load(sys.stdin):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()

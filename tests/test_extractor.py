@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import data
-from ddpm.errors import UserError
-from ddpm.metrics import extractor
-from ddpm.metrics import mnist
+from ddpm.data import catalog
+from ddpm.metrics import extractors
+from ddpm.metrics.extractors import mnist
+from ddpm.runtime.errors import UserError
 
 
 def load(name, shape=(28, 28, 1)):
-  return extractor.load(name, inception_weights=None, image_shape=shape)
+  return extractors.load(name, inception_weights=None, image_shape=shape)
 
 
 def test_mnist_knows_digits():
-  source = data.load('mnist5k', data_dir='', split='train', image_size=28)
+  source = catalog.load('mnist5k', data_dir='', split='train', image_size=28)
   digits = load('mnist')
   features, probabilities = digits.function(
       digits.weights, tf.constant(source.images[::5])
@@ -31,7 +31,7 @@ def test_mnist_knows_digits():
 
 
 def test_mnist_is_the_file_that_shipped(monkeypatch):
-  file = ROOT / 'ddpm' / 'metrics' / 'mnist.npy'
+  file = ROOT / 'ddpm' / 'metrics' / 'extractors' / 'mnist.npy'
   assert file.stat().st_size < 2e6
   assert hashlib.sha256(file.read_bytes()).hexdigest() == load('mnist').sha256
   monkeypatch.setattr(mnist, 'SHA256', '0' * 64)

@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import checkpoint
-from ddpm import config as config_lib
-from ddpm import state as state_lib
-from ddpm import train
-from ddpm.errors import UserError
+from ddpm.data import catalog
+from ddpm.nn import flat
+from ddpm.run import build
+from ddpm.run import checkpoint
+from ddpm.runtime.errors import UserError
+from ddpm.training import state as state_lib
+from ddpm.training import trainer as trainer_lib
 
 
 class NeverStopped:
@@ -41,7 +43,7 @@ def run(workdir, steps, **overrides):
   overrides |= {'train.num_steps': steps, 'jit_compile': False}
   config = tiny_config(**overrides)
   strategy = tf.distribute.OneDeviceStrategy('CPU:0')
-  train.train(config, str(workdir), strategy, NeverStopped())
+  trainer_lib.train(config, str(workdir), strategy, NeverStopped())
 
 
 def newest(workdir):
@@ -68,14 +70,14 @@ def trained(original, tmp_path):
 
 def poison(workdir):
   """Makes a weight of the newest checkpoint NaN, and saves it soundly."""
-  model = config_lib.build_model(tiny_config())
+  model = build.make_model(tiny_config())
   state = state_lib.State(
-      state_lib.flatten(model.trainable_variables),
+      flat.flatten(model.trainable_variables),
       ema_names=('0.995',),
       use_loss_scale=False,
   )
   checkpoints = checkpoint.Checkpointer(
-      str(workdir), state, state_lib.Layout(model), writes=True, keep_last=1,
+      str(workdir), state, flat.Layout(model), writes=True, keep_last=1,
       keep_every_steps=0,
   )  # fmt: skip
   step = checkpoints.restore()
@@ -136,7 +138,7 @@ def test_a_data_set_that_is_gone_is_named(trained, monkeypatch):
   def load(*args, **kwargs):
     raise UserError('data set is not prepared')
 
-  monkeypatch.setattr(train.data, 'load', load)
+  monkeypatch.setattr(catalog, 'load', load)
   with pytest.raises(UserError, match='is not prepared'):
     run(trained, 4)
   assert newest(trained) == '2'

@@ -7,8 +7,8 @@ import numpy as np
 from oracles import weights
 import pytest
 
-from ddpm.errors import UserError
-from ddpm.metrics import inception
+from ddpm.metrics.extractors import inception
+from ddpm.runtime.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -8,11 +8,13 @@ from PIL import Image
 from PIL import ImageSequence
 import pytest
 
-from ddpm import job as job_lib
-from ddpm import parts
-from ddpm.errors import UserError
+from ddpm.runtime import cluster
+from ddpm.runtime import progress
+from ddpm.runtime import shards
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import job as job_lib
 
-ROWS = parts.ROWS
+ROWS = shards.ROWS
 
 
 class Painter:
@@ -94,19 +96,19 @@ def test_refuses_a_folder_of_another_job(tmp_path):
 def test_refuses_a_tf_config_that_names_no_host(monkeypatch, text):
   monkeypatch.setenv('TF_CONFIG', text)
   with pytest.raises(UserError, match=r'TF_CONFIG is .*, expected such as'):
-    job_lib.this_host()
+    cluster.this_host()
 
 
 def test_this_host(monkeypatch):
-  assert job_lib.this_host() == (0, 1)
+  assert cluster.this_host() == (0, 1)
   config = {'cluster': {'worker': ['a', 'b', 'c']}, 'task': {'index': 2}}
   monkeypatch.setenv('TF_CONFIG', json.dumps(config))
-  assert job_lib.this_host() == (2, 3)
+  assert cluster.this_host() == (2, 3)
   assert 'TF_CONFIG' not in os.environ
 
 
 def test_durations():
-  assert [job_lib.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
+  assert [progress.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
       '4 s', '1 min', '1 min', '1 h 13 min',
   ]  # fmt: skip
 

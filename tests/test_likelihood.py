@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import diffusion
 from ddpm import rng
+from ddpm.diffusion import process as process_lib
+from ddpm.diffusion import schedules
 from ddpm.metrics import likelihood
 
-LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
+LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 LOW, HIGH = 51, 153  # -0.6 and 0.2
 MIDDLE, HALF = -0.2, 0.4
 
@@ -27,7 +28,7 @@ def two_point_guess(xt, alpha, sigma, tanh):
 @pytest.mark.parametrize('variance', ['fixedlarge', 'fixedsmall'])
 def test_bits_of_two_levels(variance):
   """All terms, by quadrature over the noise in float64."""
-  process = diffusion.Diffusion(LINEAR, prediction='x0', variance=variance)
+  process = process_lib.Diffusion(LINEAR, prediction='x0', variance=variance)
   abar = np.cumprod(1 - LINEAR)
   before = np.append(1.0, abar[:-1])
   tilde = LINEAR * (1 - before) / (1 - abar)
@@ -71,15 +72,15 @@ def test_bits_of_two_levels(variance):
   assert np.std(bits) / 16 < 1.2e-3
 
 
-@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+@pytest.mark.parametrize('prediction', process_lib.PREDICTIONS)
 def test_loss_of_the_best_network_is_the_analytic_minimum(prediction):
   """What a Gaussian's x_t leaves unknown: var(x_0 | x_t), scaled."""
   mean, std = 0.2, 0.5
   if prediction == 'edm':
-    process = diffusion.EDM(sigma_data=0.4)
+    process = process_lib.EDM(sigma_data=0.4)
     t = tf.constant([0.02, 0.5, 5.0])
   else:
-    process = diffusion.Diffusion(LINEAR, prediction=prediction)
+    process = process_lib.Diffusion(LINEAR, prediction=prediction)
     t = tf.constant([5, 300, 900])
   level = process.level(t)
   x0 = mean + std * tf.random.stateless_normal([3, 512, 512, 1], (0, 0))
@@ -107,7 +108,7 @@ def test_loss_of_the_best_network_is_the_analytic_minimum(prediction):
 
 def test_one_term_at_a_time():
   """oneDNN's kernels, on a CPU, crash where one is asked twice at once."""
-  process = diffusion.Diffusion(LINEAR[:20])
+  process = process_lib.Diffusion(LINEAR[:20])
   running = most = 0
 
   def watched(x):

@@ -9,8 +9,8 @@ import sys
 from conftest import ROOT
 import pytest
 
-from ddpm import lock
-from ddpm.errors import UserError
+from ddpm.run import lock
+from ddpm.runtime.errors import UserError
 
 
 def take(path):
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_with_the_first_ones_host_and_pid(tmp_path):
 
 def test_a_kill_leaves_no_lock(tmp_path):
   code = (
-      'import sys, time\nfrom ddpm import lock\n'
+      'import sys, time\nfrom ddpm.run import lock\n'
       'with lock.held(sys.argv[1], takes=True):\n'
       '  print("locked", flush=True)\n  time.sleep(60)\n'
   )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import optimizer
+from ddpm.optim import adam
 
 
 def test_adam_agrees_with_the_paper_and_with_keras():
@@ -17,7 +17,7 @@ def test_adam_agrees_with_the_paper_and_with_keras():
   x, m, v = params.astype(np.float64), np.zeros(7), np.zeros(7)
   for step in range(20):
     gradient = rng.normal(size=7).astype(np.float32)
-    ours = optimizer.adam(
+    ours = adam.adam(
         *ours, gradient, tf.constant(step), rate=1e-2, beta1=0.9,
         beta2=0.999, epsilon=1e-12,
     )  # fmt: skip
@@ -31,7 +31,7 @@ def test_adam_agrees_with_the_paper_and_with_keras():
 
 
 def test_epsilon_stands_outside_the_corrected_root():
-  params, _, _ = optimizer.adam(
+  params, _, _ = adam.adam(
       tf.zeros(1), tf.zeros(1), tf.zeros(1), tf.constant([1e-8]),
       tf.constant(0), rate=1.0, beta1=0.9, beta2=0.999, epsilon=1e-8,
   )  # fmt: skip
@@ -50,7 +50,7 @@ def test_epsilon_stands_outside_the_corrected_root():
 )
 def test_learning_rate(decay, expected):
   rates = [
-      optimizer.learning_rate(
+      adam.learning_rate(
           tf.constant(step, tf.int64),
           base=1.0,
           warmup_steps=20,
@@ -65,7 +65,7 @@ def test_learning_rate(decay, expected):
 def test_inverse_sqrt_falls_from_decay_steps_on():
   steps = np.array([0, 50, 100, 399, 400, 401, 10_000, 10**8])
   rates = [
-      optimizer.learning_rate(
+      adam.learning_rate(
           tf.constant(step), base=1e-2, warmup_steps=100,
           decay='inverse_sqrt', decay_steps=400,
       )
@@ -80,14 +80,14 @@ def test_inverse_sqrt_falls_from_decay_steps_on():
 def test_clip():
   gradient = tf.constant([3.0, 4.0])
   for max_norm, expected in ((1.0, [0.6, 0.8]), (10.0, [3, 4]), (0.0, [3, 4])):
-    clipped, norm = optimizer.clip(gradient, max_norm)
+    clipped, norm = adam.clip(gradient, max_norm)
     np.testing.assert_allclose(clipped, expected, rtol=1e-6)
     assert float(norm) == 5
 
 
 def test_loss_scale():
   def after(scale, good_steps, finite):
-    scale, good_steps = optimizer.next_loss_scale(
+    scale, good_steps = adam.next_loss_scale(
         tf.constant(scale), tf.constant(good_steps), tf.constant(finite)
     )
     return float(scale), int(good_steps)

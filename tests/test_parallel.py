@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import distribute
-from ddpm import parallel
-from ddpm import samplers
-from ddpm.errors import UserError
+from ddpm.runtime import device_map
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import sampler as sampler_lib
 
 
 def mirrored(devices):
@@ -23,7 +23,7 @@ def test_rows_come_in_order(devices, rows):
     shapes.append((x.shape.as_list(), y.shape.as_list()))
     return {'sum': shared + x[:, 0] + y, 'x': x}
 
-  run = parallel.Batched(
+  run = device_map.DeviceMap(
       function, strategy=mirrored(devices), batch_size=4
   )
   x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
@@ -53,7 +53,7 @@ class Device:
 
 @pytest.mark.parametrize('devices', [1, 2])
 def test_a_batch_is_halved_until_it_fits(devices):
-  run = parallel.Batched(
+  run = device_map.DeviceMap(
       Device(3), strategy=mirrored(devices), batch_size=12
   )
   x = np.arange(20, dtype=np.float32)
@@ -64,7 +64,7 @@ def test_a_batch_is_halved_until_it_fits(devices):
 
 
 def test_a_batch_of_one_that_does_not_fit():
-  run = parallel.Batched(Device(0), batch_size=4)
+  run = device_map.DeviceMap(Device(0), batch_size=4)
   with pytest.raises(UserError, match=r'too small for a batch of 1: out of me'):
     list(run(2.0, np.arange(3.0)))
 
@@ -73,7 +73,7 @@ def test_a_batch_of_one_that_does_not_fit():
     'rows, most, expected', [(512, None, 16), (7, None, 3), (512, 300, 171)]
 )
 def test_batch_size(rows, most, expected):
-  assert parallel.batch_size(mirrored(3), rows, most) == expected
+  assert device_map.batch_size(mirrored(3), rows, most) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_batch_size(rows, most, expected):
 def test_a_device_a_core(monkeypatch, rows, virtual_devices, gpus, expected):
   made = {'threads': 0}
   monkeypatch.delenv('TPU_NAME', raising=False)
-  monkeypatch.setattr(parallel, '_cores', lambda: 4)
+  monkeypatch.setattr(strategy_lib, '_cores', lambda: 4)
   monkeypatch.setattr(
       tf.config, 'list_physical_devices', lambda kind: [kind] * gpus
   )
@@ -98,16 +98,16 @@ def test_a_device_a_core(monkeypatch, rows, virtual_devices, gpus, expected):
       lambda threads: made.update(threads=threads),
   )  # fmt: skip
   monkeypatch.setattr(
-      distribute, 'make_strategy',
+      strategy_lib, 'make_strategy',
       lambda name, virtual_devices: made.update(devices=virtual_devices),
   )  # fmt: skip
-  parallel.local_strategy(rows, virtual_devices=virtual_devices)
+  strategy_lib.local_strategy(rows, virtual_devices=virtual_devices)
   assert made == {'devices': expected, 'threads': int(expected == 4)}
 
 
 def test_images_of_a_seed_are_the_same_on_two_devices(network):
   def draw(strategy, batch_size):
-    sampler = samplers.Sampler(
+    sampler = sampler_lib.Sampler(
         network.model,
         network.layout,
         network.diffusion,

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from ddpm import pictures
-from ddpm import writers
-from ddpm.errors import UserError
+from ddpm.runtime import png
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import pictures
 
 
 def save(path, pixels, **kwargs):
@@ -106,6 +106,6 @@ def test_a_large_film_is_shrunk(tmp_path):
 
 def test_a_film_is_as_large_as_its_grid(tmp_path):
   images = np.zeros([5, 8, 8, 3], np.uint8)
-  pictures.write_film(str(tmp_path / 'a.png'), [writers.grid(images)] * 2)
+  pictures.write_film(str(tmp_path / 'a.png'), [png.grid(images)] * 2)
   with Image.open(tmp_path / 'a.png') as film:
     assert film.size == (32, 22)

@@ -167,7 +167,7 @@ def test_workers_that_do_not_share_the_workdir_say_so(tmp_path):
 def start_sleeper(grace_seconds):
   """A program that hears signals and is too busy to act on them."""
   code = (
-      'import time\nfrom ddpm import preemption\n'
+      'import time\nfrom ddpm.runtime import preemption\n'
       f'preemption.StopSignal().make_flag({grace_seconds})\n'
       'print("ready", flush=True)\ntime.sleep(60)\n'
   )

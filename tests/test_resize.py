@@ -5,7 +5,7 @@ from oracles import weights
 import pytest
 import tensorflow as tf
 
-from ddpm.metrics import resize
+from ddpm.metrics.extractors import resize
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,15 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from ddpm import checkpoint
-from ddpm import parallel
-from ddpm import parts
 from ddpm import sample
-from ddpm.errors import UserError
 from ddpm.metrics import sources
+from ddpm.run import checkpoint
+from ddpm.runtime import npz
+from ddpm.runtime import shards
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
 
-ROWS = parts.ROWS
+ROWS = shards.ROWS
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +88,7 @@ def test_draws_what_the_trainer_drew(workdir, drawn):
   assert told['precision'] == 'float32' and told['num_images'] == 64
   assert told['config']['train']['batch_size'] == 8
   assert len(told['weights_digest']) == 16
-  assert len(told['devices']) == parallel._cores()
+  assert len(told['devices']) == strategy_lib._cores()
 
 
 def test_evaluate_reads_it(drawn):
@@ -150,8 +151,8 @@ def test_goes_on_where_it_was_killed(workdir, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   # What a part holds is taken as it is.
-  images = parts.read_npz(str(kept[0]))['images']
-  parts.write_npz(str(kept[0]), {'images': np.full_like(images, 7)})
+  images = npz.read(str(kept[0]))['images']
+  npz.write(str(kept[0]), {'images': np.full_like(images, 7)})
   log = draw(workdir, tmp_path, *flags[1:])
   count = re.search(r'(\d+) of 2048 images are drawn already', log)
   assert count and int(count[1]) >= ROWS

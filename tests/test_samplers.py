@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import diffusion
 from ddpm import rng
-from ddpm import samplers
+from ddpm.diffusion import pixels
+from ddpm.diffusion import process as process_lib
+from ddpm.diffusion import schedules
+from ddpm.diffusion import solvers
+from ddpm.nn.guidance import guided_network
+from ddpm.sampling import sampler as sampler_lib
 
-BETAS = diffusion.betas_for('linear', 50, beta_start=1e-3, beta_end=0.15)
+BETAS = schedules.betas_for('linear', 50, beta_start=1e-3, beta_end=0.15)
 SHAPE = (2, 2, 1)
 
 
@@ -17,7 +21,7 @@ def gaussian_network(process, mean=0.2, std=0.2):
   """The best guess of what is predicted, for pixels ~ N(mean, std^2)."""
 
   def network(x, time):
-    if isinstance(process, diffusion.EDM):
+    if isinstance(process, process_lib.EDM):
       sigma = tf.exp(4.0 * time)[:, None, None, None]
       alpha = tf.ones_like(sigma)
       x *= tf.sqrt(sigma**2 + process.sigma_data**2)  # what c_in took
@@ -35,7 +39,7 @@ def gaussian_network(process, mean=0.2, std=0.2):
     total = (alpha * std) ** 2 + sigma**2
     noise = sigma * (x - alpha * mean) / total
     x0 = mean + alpha * std**2 * (x - alpha * mean) / total
-    return process.target(x0, diffusion.Level(alpha, sigma, time), noise)
+    return process.target(x0, process_lib.Level(alpha, sigma, time), noise)
 
   return network
 
@@ -44,16 +48,17 @@ def draw(
     sampler, steps, *, n, process=None, jit_compile=True, clip=True, **kwargs
 ):
   """float32 [n, *SHAPE] of the analytic network, for seeds 0 to n - 1."""
-  process = process or diffusion.Diffusion(BETAS)
-  levels = samplers.steps_for(process, sampler, steps)
-  rows = samplers.table(process, levels, sampler=sampler, **kwargs)
+  process = process or process_lib.Diffusion(BETAS)
+  levels = solvers.steps_for(process, sampler, steps)
+  rows = solvers.table(process, levels, sampler=sampler, **kwargs)
 
   def function(keys):
-    x, _ = samplers.sample(
+    x, _ = sampler_lib.sample(
         gaussian_network(process),
         process,
         rows,
-        start=process.prior_sigma * samplers.first_noise(process, keys, SHAPE),
+        start=process.prior_sigma
+        * sampler_lib.initial_noise(process, keys, SHAPE),
         keys=keys,
         clip=clip,
     )
@@ -67,7 +72,7 @@ def draw(
 def test_ancestral_is_algorithm_2(variance):
   """A loop over T single steps, in float64, with Ho's coefficients."""
   alphas, abar = 1 - BETAS, np.cumprod(1 - BETAS)
-  process = diffusion.Diffusion(BETAS, variance=variance)
+  process = process_lib.Diffusion(BETAS, variance=variance)
   network = gaussian_network(process)
   keys = rng.fold_in(rng.key(0), tf.range(5))
   x = rng.normal(rng.fold_in(keys, 50), SHAPE).numpy().astype(np.float64)
@@ -91,8 +96,8 @@ def test_ancestral_is_algorithm_2(variance):
 
 def test_ddim_is_equation_12():
   abar = np.cumprod(1 - BETAS)
-  ts = diffusion.timesteps_for(50, 10)
-  network = gaussian_network(diffusion.Diffusion(BETAS))
+  ts = schedules.timesteps_for(50, 10)
+  network = gaussian_network(process_lib.Diffusion(BETAS))
   keys = rng.fold_in(rng.key(0), tf.range(5))
   x = rng.normal(rng.fold_in(keys, 50), SHAPE).numpy().astype(np.float64)
   for t, s in zip(ts, [*ts[1:], None]):
@@ -105,10 +110,10 @@ def test_ddim_is_equation_12():
   np.testing.assert_allclose(draw('ddim', 10, n=5), x, atol=1e-5)
 
 
-LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
+LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 
 
-@pytest.mark.parametrize('prediction', diffusion.PREDICTIONS)
+@pytest.mark.parametrize('prediction', process_lib.PREDICTIONS)
 @pytest.mark.parametrize(
     'sampler, steps, kwargs',
     [
@@ -124,9 +129,9 @@ LINEAR = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 def test_draws_the_distribution(sampler, steps, prediction, kwargs):
   """Means and standard deviations of a Gaussian, whatever is predicted."""
   if prediction == 'edm':
-    process = diffusion.EDM()
+    process = process_lib.EDM()
   else:
-    process = diffusion.Diffusion(LINEAR, prediction=prediction)
+    process = process_lib.Diffusion(LINEAR, prediction=prediction)
   clip = sampler != 'heun'
   x = draw(sampler, steps, n=4000, process=process, clip=clip, **kwargs)
   assert x.mean() == pytest.approx(0.2, abs=0.01)
@@ -155,7 +160,7 @@ def exact_flow(process, levels, n):
     'sampler, order', [('ddim', 1), ('dpmpp_2m', 2), ('heun', 2)]
 )
 @pytest.mark.parametrize('process', [
-    diffusion.Diffusion(LINEAR, prediction='v'), diffusion.EDM()
+    process_lib.Diffusion(LINEAR, prediction='v'), process_lib.EDM()
 ], ids=['vp', 'edm'])  # fmt: skip
 def test_deterministic_samplers_reach_the_analytic_end(
     sampler, order, process
@@ -165,7 +170,7 @@ def test_deterministic_samplers_reach_the_analytic_end(
     x = draw(
         sampler, steps, n=50, process=process, clip=False, jit_compile=False
     )
-    levels = samplers.steps_for(process, sampler, steps)
+    levels = solvers.steps_for(process, sampler, steps)
     errors.append(np.abs(x - exact_flow(process, levels, 50)).max())
   # Three times the steps: the error falls by 3, or by 9.
   assert errors[0] < 0.05
@@ -178,8 +183,8 @@ def moments(process, sampler, steps, *, std, share=None, **kwargs):
   For pixels ~ N(0.2, std^2) the best guess of x_0 is affine in x_t, and so is
   the whole chain: its Gaussian is followed in closed form.
   """
-  levels = samplers.steps_for(process, sampler, steps)
-  rows = samplers.table(process, levels, sampler=sampler, **kwargs)
+  levels = solvers.steps_for(process, sampler, steps)
+  rows = solvers.table(process, levels, sampler=sampler, **kwargs)
   alpha, sigma = rows['alpha'], rows['sigma']
   gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
   mean, covariance = np.zeros(2), np.zeros([2, 2])  # of (x, m)
@@ -200,7 +205,7 @@ def moments(process, sampler, steps, *, std, share=None, **kwargs):
   return mean[0], np.sqrt(covariance[0, 0])
 
 
-FINE = diffusion.betas_for('linear', 4000, beta_start=2.5e-5, beta_end=0.005)
+FINE = schedules.betas_for('linear', 4000, beta_start=2.5e-5, beta_end=0.005)
 
 
 @pytest.mark.parametrize(
@@ -208,16 +213,16 @@ FINE = diffusion.betas_for('linear', 4000, beta_start=2.5e-5, beta_end=0.005)
     [
         # Ho et al., section 3.2: the variance that is best for x_0 ~ N(0, I),
         # and for a single x_0, in however few steps.
-        (diffusion.Diffusion(LINEAR), 'ancestral', 10, 1.0),
-        (diffusion.Diffusion(LINEAR, variance='fixedsmall'),
+        (process_lib.Diffusion(LINEAR), 'ancestral', 10, 1.0),
+        (process_lib.Diffusion(LINEAR, variance='fixedsmall'),
          'ancestral', 10, 1e-6),
-        (diffusion.Diffusion(LINEAR), 'ancestral', 1000, 0.2),
-        (diffusion.EDM(), 'ddim', 1000, 0.2),
-        (diffusion.Diffusion(FINE), 'ddim', 4000, 0.2),
-        (diffusion.Diffusion(LINEAR), 'dpmpp_2m', 334, 0.2),
-        (diffusion.EDM(), 'dpmpp_2m', 100, 0.2),
-        (diffusion.Diffusion(LINEAR), 'heun', 100, 0.2),
-        (diffusion.EDM(), 'heun', 100, 0.2),
+        (process_lib.Diffusion(LINEAR), 'ancestral', 1000, 0.2),
+        (process_lib.EDM(), 'ddim', 1000, 0.2),
+        (process_lib.Diffusion(FINE), 'ddim', 4000, 0.2),
+        (process_lib.Diffusion(LINEAR), 'dpmpp_2m', 334, 0.2),
+        (process_lib.EDM(), 'dpmpp_2m', 100, 0.2),
+        (process_lib.Diffusion(LINEAR), 'heun', 100, 0.2),
+        (process_lib.EDM(), 'heun', 100, 0.2),
     ],
 )  # fmt: skip
 def test_moments_are_the_datas(process, sampler, steps, std):
@@ -230,8 +235,8 @@ def test_moments_are_the_datas(process, sampler, steps, std):
 def test_the_best_variance_draws_the_data_in_any_number_of_steps(steps):
   """Bao et al. 2022, "Analytic-DPM": posterior's + coef_x0^2 Var(x_0 | x_t),
   which a learned range can be, lies between the fixed ones."""
-  process = diffusion.Diffusion(LINEAR, variance='learned_range')
-  t = diffusion.timesteps_for(1000, steps)
+  process = process_lib.Diffusion(LINEAR, variance='learned_range')
+  t = schedules.timesteps_for(1000, steps)
   coef = process.posterior(t, np.append(t[1:], -1))
   abar = process.alphas_cumprod[t]
   uncertain = 0.2**2 * (1 - abar) / (abar * 0.2**2 + 1 - abar)
@@ -250,23 +255,23 @@ def test_a_learned_variance_lies_between_the_fixed_ones():
   """At its ends the noise is the posterior's, and beta's."""
 
   def learned(share):
-    process = diffusion.Diffusion(BETAS, variance='learned_range')
-    plain = gaussian_network(diffusion.Diffusion(BETAS))
-    rows = samplers.table(process, process.steps(10), sampler='ancestral')
+    process = process_lib.Diffusion(BETAS, variance='learned_range')
+    plain = gaussian_network(process_lib.Diffusion(BETAS))
+    rows = solvers.table(process, process.steps(10), sampler='ancestral')
 
     def network(x, time):
       return tf.concat([plain(x, time), tf.fill(tf.shape(x), share)], -1)
 
     keys = rng.fold_in(rng.key(0), tf.range(5))
-    x, _ = samplers.sample(
+    x, _ = sampler_lib.sample(
         network, process, rows, keys=keys,
-        start=samplers.first_noise(process, keys, SHAPE),
+        start=sampler_lib.initial_noise(process, keys, SHAPE),
     )  # fmt: skip
     return x.numpy()
 
   ends = {}
   for share, variance in ((-1.0, 'fixedsmall'), (1.0, 'fixedlarge')):
-    process = diffusion.Diffusion(BETAS, variance=variance)
+    process = process_lib.Diffusion(BETAS, variance=variance)
     ends[share] = draw('ancestral', 10, n=5, process=process)
     np.testing.assert_allclose(learned(share), ends[share], atol=1e-5)
   between = np.abs(learned(0.0) - ends[-1.0]).max()
@@ -277,7 +282,7 @@ def test_an_image_depends_on_its_seed_alone():
   network = Network()
   images = {}
   for batch_size in (1, 3, 8):
-    sampler = samplers.Sampler(
+    sampler = sampler_lib.Sampler(
         network.model, network.layout, network.diffusion, sampler='ancestral',
         steps=5, batch_size=batch_size,
         jit_compile=batch_size == 8,
@@ -293,8 +298,8 @@ def test_an_image_depends_on_its_seed_alone():
 def test_eta_of_dpmpp_2m_is_k_diffusions():
   """Its sample_dpmpp_2m_sde, solver 'midpoint', in float64: sigma / alpha is
   its sigma, x / alpha its x."""
-  process = diffusion.Diffusion(LINEAR, prediction='v')
-  levels = samplers.steps_for(process, 'dpmpp_2m', 8)
+  process = process_lib.Diffusion(LINEAR, prediction='v')
+  levels = solvers.steps_for(process, 'dpmpp_2m', 8)
   network = gaussian_network(process)
   keys = rng.fold_in(rng.key(0), tf.range(5))
   x = rng.normal(rng.fold_in(keys, 1000), SHAPE).numpy().astype(np.float64)
@@ -320,35 +325,35 @@ def test_eta_of_dpmpp_2m_is_k_diffusions():
 
 
 def test_steps_of_who_names_a_sampler_alone():
-  assert samplers.default_steps('ancestral', 4000) == 4000
-  for sampler in samplers.SAMPLERS:
-    assert samplers.default_steps(sampler, 10) == 10
-    assert samplers.default_steps(sampler, 1000) >= 18
+  assert solvers.default_steps('ancestral', 4000) == 4000
+  for sampler in solvers.SAMPLERS:
+    assert solvers.default_steps(sampler, 10) == 10
+    assert solvers.default_steps(sampler, 1000) >= 18
 
 
 def test_refuses_an_unknown_sampler():
-  process = diffusion.Diffusion(BETAS)
+  process = process_lib.Diffusion(BETAS)
   with pytest.raises(ValueError, match="sampler is 'euler', expected one of"):
-    samplers.table(process, process.steps(5), sampler='euler')
+    solvers.table(process, process.steps(5), sampler='euler')
 
 
 def test_which_samplers_take_eta():
   for sampler, eta in (('ddim', 1.0), ('dpmpp_2m', 0.5), ('heun', 0.0)):
-    samplers.check_eta(sampler, eta, '--eta')
+    solvers.check_eta(sampler, eta, '--eta')
   for sampler in ('ancestral', 'heun'):
     message = f'--eta is 0.5, which is of ddim and dpmpp_2m, .* is {sampler}'
     with pytest.raises(ValueError, match=message):
-      samplers.check_eta(sampler, 0.5, '--eta')
+      solvers.check_eta(sampler, 0.5, '--eta')
   for eta in (-0.1, 1.1, float('nan')):
     with pytest.raises(ValueError, match=f'--eta is {eta}, expected 0 to 1'):
-      samplers.check_eta('ddim', eta, '--eta')
+      solvers.check_eta('ddim', eta, '--eta')
 
 
 def test_the_digest_is_of_all_that_makes_the_table():
   network = Network()
   first = make_sampler(network).digest
   assert first == make_sampler(network).digest
-  network.diffusion = diffusion.Diffusion(network.diffusion.betas, rho=3.0)
+  network.diffusion = process_lib.Diffusion(network.diffusion.betas, rho=3.0)
   assert first != make_sampler(network).digest
   assert first != make_sampler(network, eta=0.5).digest
   assert first != make_sampler(network, guidance=2.0).digest
@@ -356,7 +361,7 @@ def test_the_digest_is_of_all_that_makes_the_table():
 
 def test_a_class_for_each_seed():
   network = Network(num_classes=3)
-  sampler = samplers.Sampler(
+  sampler = sampler_lib.Sampler(
       network.model, network.layout, network.diffusion, sampler='ddim',
       steps=2, batch_size=2, jit_compile=False,
   )  # fmt: skip
@@ -381,7 +386,7 @@ def test_guidance_goes_beyond_the_class():
   time = tf.constant([3.0, 9.0])
 
   def ask(labels, guidance):
-    bound = samplers.bind(
+    bound = guided_network(
         network.model, network.layout, network.params,
         tf.constant(labels), guidance=guidance,
     )  # fmt: skip
@@ -402,7 +407,7 @@ def test_slerp_goes_along_a_great_circle():
   """In the plane of a and b, at its share of the angle between them."""
   a, b = tf.random.stateless_normal([2, 3, 4, 4, 2], (0, 0))
   fractions = tf.constant([0.0, 0.3, 1.0])
-  x = samplers.slerp(a, b, fractions).numpy().reshape(3, -1)
+  x = sampler_lib.slerp(a, b, fractions).numpy().reshape(3, -1)
   a, b = a.numpy().reshape(3, -1), b.numpy().reshape(3, -1)
   np.testing.assert_allclose(x[0], a[0], atol=1e-6)
   np.testing.assert_allclose(x[2], b[2], atol=1e-6)
@@ -413,7 +418,7 @@ def test_slerp_goes_along_a_great_circle():
   # Shoemake's formula, for points of one length.
   u, v = a[1] / np.linalg.norm(a[1]), b[1] / np.linalg.norm(b[1])
   u, v = (tf.reshape(tf.constant(w), [1, 4, 4, 2]) for w in (u, v))
-  w = samplers.slerp(u, v, tf.constant([0.3])).numpy().ravel()
+  w = sampler_lib.slerp(u, v, tf.constant([0.3])).numpy().ravel()
   u, v = u.numpy().ravel(), v.numpy().ravel()
   assert np.linalg.norm(w) == pytest.approx(1, abs=1e-5)
   assert angle(u, w) == pytest.approx(0.3 * angle(u, v), rel=1e-3)
@@ -422,7 +427,7 @@ def test_slerp_goes_along_a_great_circle():
 
 def make_sampler(network, **kwargs):
   settings = {'sampler': 'dpmpp_2m', 'steps': 5, 'batch_size': 4}
-  return samplers.Sampler(
+  return sampler_lib.Sampler(
       network.model, network.layout, network.diffusion, jit_compile=False,
       **settings | kwargs,
   )  # fmt: skip
@@ -448,7 +453,7 @@ def test_an_interpolation_begins_and_ends_at_the_images_of_its_seeds():
   assert steps.max() < np.abs(ends[0] - ends[1]).mean()
 
 
-@pytest.mark.parametrize('sampler', samplers.SAMPLERS)
+@pytest.mark.parametrize('sampler', solvers.SAMPLERS)
 def test_what_is_not_painted_stays(sampler):
   network = Network()
   image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
@@ -470,18 +475,18 @@ def test_what_is_not_painted_stays(sampler):
 def test_painting_a_gaussian_leaves_its_pixels_what_they_are():
   """Pixels that do not depend on one another: those that are painted have
   the distribution that they would have had."""
-  process = diffusion.Diffusion(LINEAR)
-  rows = samplers.table(
-      process, samplers.steps_for(process, 'ancestral', 500),
+  process = process_lib.Diffusion(LINEAR)
+  rows = solvers.table(
+      process, solvers.steps_for(process, 'ancestral', 500),
       sampler='ancestral',
   )  # fmt: skip
   keys = rng.fold_in(rng.key(0), tf.range(4000))
   mask = np.array([True, False, False, True]).reshape(SHAPE)
 
   def function():
-    return samplers.sample(
+    return sampler_lib.sample(
         gaussian_network(process), process, rows, keys=keys,
-        start=samplers.first_noise(process, keys, SHAPE),
+        start=sampler_lib.initial_noise(process, keys, SHAPE),
         known=(tf.fill(SHAPE, -0.7), mask),
     )[0]  # fmt: skip
 
@@ -495,7 +500,7 @@ def test_painting_a_gaussian_leaves_its_pixels_what_they_are():
 def test_the_further_it_is_noised_the_less_is_left(schedule):
   network = Network()
   if schedule == 'edm':
-    network.diffusion = diffusion.EDM()
+    network.diffusion = process_lib.EDM()
   image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
   whole = drawn(make_sampler(network, steps=10), network, np.arange(4))
   distances = []
@@ -510,15 +515,15 @@ def test_the_further_it_is_noised_the_less_is_left(schedule):
 
 def test_denoising_from_a_level_is_the_closed_form():
   """x_0 noised to half of T and denoised by the probability flow."""
-  process = diffusion.Diffusion(LINEAR, prediction='v')
-  levels = samplers.steps_for(process, 'ddim', 500, at=0.5)
+  process = process_lib.Diffusion(LINEAR, prediction='v')
+  levels = solvers.steps_for(process, 'ddim', 500, at=0.5)
   assert levels.t[0] == 499 and levels.t[-1] == 0
-  rows = samplers.table(process, levels, sampler='ddim')
+  rows = solvers.table(process, levels, sampler='ddim')
   keys = rng.fold_in(rng.key(0), tf.range(50))
   x0 = 0.4
-  noise = samplers.first_noise(process, keys, SHAPE)
+  noise = sampler_lib.initial_noise(process, keys, SHAPE)
   start = levels.alpha[0] * x0 + levels.sigma[0] * noise
-  x, _ = samplers.sample(
+  x, _ = sampler_lib.sample(
       gaussian_network(process), process, rows, start=start, keys=keys,
       clip=False,
   )  # fmt: skip
@@ -537,15 +542,15 @@ def test_a_film_goes_from_noise_to_the_image(steps):
   )
   assert film.shape == (6, steps + 1, 8, 8, 1)
   np.testing.assert_array_equal(film[:, -1], images)
-  noise = samplers.first_noise(
+  noise = sampler_lib.initial_noise(
       network.diffusion, rng.key(np.arange(6)), (8, 8, 1)
   )
-  np.testing.assert_array_equal(film[:, 0], samplers.to_images(noise))
+  np.testing.assert_array_equal(film[:, 0], pixels.to_uint8(noise))
 
 
 def test_a_long_film_skips_steps():
   network = Network()
-  network.diffusion = diffusion.Diffusion(LINEAR)
+  network.diffusion = process_lib.Diffusion(LINEAR)
   sampler = make_sampler(network, sampler='ddim', steps=200, film=True)
   film = drawn(sampler, network, np.arange(2))
   assert film.shape == (2, 61, 8, 8, 1)

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import diffusion
 from ddpm import rng
-from ddpm import samplers
+from ddpm.diffusion import process as process_lib
+from ddpm.diffusion import schedules
+from ddpm.diffusion import solvers
+from ddpm.sampling import sampler as sampler_lib
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
 SHAPE = (4, 4, 1)
 KEYS = rng.fold_in(rng.key(0), tf.range(3))
-BETAS = diffusion.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
+BETAS = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 PREDICTIONS = {'eps': 'epsilon', 'x0': 'sample', 'v': 'v_prediction'}
 VARIANCES = {
     'fixedlarge': 'fixed_large',
@@ -39,13 +41,13 @@ def noise_at(t):
 
 def ours(process, timesteps, *, sampler, clip, **kwargs):
   """The end of our trajectory over some timesteps."""
-  if isinstance(process, diffusion.EDM):
+  if isinstance(process, process_lib.EDM):
     steps = process.steps(timesteps)
   else:
     t = np.asarray(timesteps, np.int64)
     abar = process.alphas_cumprod[t]
-    steps = diffusion.Steps(np.sqrt(abar), np.sqrt(1 - abar), t, t)
-  rows = samplers.table(process, steps, sampler=sampler, **kwargs)
+    steps = process_lib.Steps(np.sqrt(abar), np.sqrt(1 - abar), t, t)
+  rows = solvers.table(process, steps, sampler=sampler, **kwargs)
   channels = 2 if process.variance == 'learned_range' else 1
 
   def network(x, time):
@@ -55,8 +57,8 @@ def ours(process, timesteps, *, sampler, clip, **kwargs):
     return tf.ensure_shape(output, [3, 4, 4, channels])
 
   def function():
-    noise = samplers.first_noise(process, KEYS, SHAPE)
-    return samplers.sample(
+    noise = sampler_lib.initial_noise(process, KEYS, SHAPE)
+    return sampler_lib.sample(
         network, process, rows, start=process.prior_sigma * noise, keys=KEYS,
         clip=clip,
     )[0]  # fmt: skip
@@ -102,9 +104,9 @@ def check(got, expected):
 @pytest.mark.parametrize(
     'prediction, steps', [('eps', 1000), ('eps', 50), ('x0', 50), ('v', 50)]
 )
-@pytest.mark.parametrize('variance', diffusion.VARIANCES)
+@pytest.mark.parametrize('variance', process_lib.VARIANCES)
 def test_ancestral_is_ddpm(monkeypatch, prediction, variance, steps):
-  process = diffusion.Diffusion(
+  process = process_lib.Diffusion(
       BETAS, prediction=prediction, variance=variance
   )
   scheduler = double(
@@ -133,7 +135,7 @@ def test_ancestral_is_ddpm(monkeypatch, prediction, variance, steps):
 @pytest.mark.parametrize('eta', [0.0, 0.5, 1.0])
 @pytest.mark.parametrize('prediction', PREDICTIONS)
 def test_ddim(prediction, eta):
-  process = diffusion.Diffusion(BETAS, prediction=prediction)
+  process = process_lib.Diffusion(BETAS, prediction=prediction)
   scheduler = double(
       diffusers.DDIMScheduler(
           prediction_type=PREDICTIONS[prediction], clip_sample=True
@@ -162,7 +164,7 @@ def test_ddim(prediction, eta):
     ],
 )
 def test_dpmpp_2m(prediction, algorithm, eta, steps):
-  process = diffusion.Diffusion(BETAS, prediction=prediction)
+  process = process_lib.Diffusion(BETAS, prediction=prediction)
   scheduler = diffusers.DPMSolverMultistepScheduler(
       prediction_type=PREDICTIONS[prediction], beta_start=1e-4, beta_end=0.02,
       algorithm_type=algorithm,
@@ -181,14 +183,14 @@ def test_dpmpp_2m(prediction, algorithm, eta, steps):
 
 @pytest.mark.parametrize('prediction', ['eps', 'v'])
 def test_heun(prediction):
-  process = diffusion.Diffusion(BETAS, prediction=prediction)
+  process = process_lib.Diffusion(BETAS, prediction=prediction)
   scheduler = diffusers.HeunDiscreteScheduler(
       prediction_type=PREDICTIONS[prediction], beta_start=1e-4, beta_end=0.02,
       timestep_spacing='linspace',
   )  # fmt: skip
   double(scheduler).set_timesteps(10)
   timesteps = scheduler.timesteps[[0, *range(1, 19, 2)]]
-  np.testing.assert_array_equal(timesteps, diffusion.timesteps_for(1000, 10))
+  np.testing.assert_array_equal(timesteps, schedules.timesteps_for(1000, 10))
   # Its x is ours over alpha.
   scale = 1 / np.sqrt(process.alphas_cumprod[999])
   check(
@@ -208,7 +210,7 @@ def test_edm(sampler, scheduler):
   scheduler = scheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
   scheduler.set_timesteps(18)
   check(
-      ours(diffusion.EDM(), 18, sampler=sampler, clip=False),
+      ours(process_lib.EDM(), 18, sampler=sampler, clip=False),
       theirs(scheduler, scale=80.0),
   )
 
@@ -232,4 +234,4 @@ def test_edm_heun_is_algorithm_1():
     if after:
       slope = (slope + (euler - denoised(euler, after)) / after) / 2
     x = x + (after - sigma) * slope
-  check(ours(diffusion.EDM(), 18, sampler='heun', clip=False), x)
+  check(ours(process_lib.EDM(), 18, sampler='heun', clip=False), x)

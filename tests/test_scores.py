@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import data
-from ddpm.errors import UserError
-from ddpm.metrics import extractor as extractor_lib
-from ddpm.metrics import scores
+from ddpm.data import catalog
+from ddpm.metrics import evaluator
+from ddpm.metrics import extractors
 from ddpm.metrics import sources
+from ddpm.metrics.extractors.base import Extractor
+from ddpm.runtime.errors import UserError
 
 N = 1000
 
@@ -16,21 +17,21 @@ N = 1000
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scores, 'CACHE', str(tmp_path_factory.mktemp('cache')))
+    patch.setattr(evaluator, 'CACHE', str(tmp_path_factory.mktemp('cache')))
     yield
 
 
 @pytest.fixture(scope='module')
 def digits():
   """5,000 digits in random order."""
-  source = data.load('mnist5k', data_dir='', split='train', image_size=28)
+  source = catalog.load('mnist5k', data_dir='', split='train', image_size=28)
   order = np.random.default_rng(0).permutation(5000)
   return source.images[order], source.labels[order]
 
 
 @pytest.fixture(scope='module')
 def extractor():
-  return extractor_lib.load(
+  return extractors.load(
       'mnist', inception_weights=None, image_shape=(28, 28, 1)
   )
 
@@ -40,7 +41,7 @@ def source(images, labels=None):
 
 
 def make_judge(metrics, extractor, images, num_samples=N):
-  return scores.Judge(
+  return evaluator.Evaluator(
       metrics,
       extractor,
       reference=source(images),
@@ -153,7 +154,7 @@ def test_only_inception_with_50_000_samples_is_called_fid(digits):
   def columns(weights, images):
     return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 3]), None
 
-  inception = extractor_lib.Extractor(
+  inception = Extractor(
       name='inception', sha256='0', resize='none', weights=[], function=columns
   )
   few = make_judge({'fid'}, inception, digits[0][:200], num_samples=100)
@@ -175,11 +176,11 @@ def test_features_are_kept_and_named_by_what_made_them(
     extractor, digits, monkeypatch
 ):
   images = source(digits[0][:40])
-  run = scores.batched(extractor, tf.distribute.OneDeviceStrategy('CPU:0'))
-  first = scores.Features(images, extractor, run, 'digits')
+  run = evaluator.batched(extractor, tf.distribute.OneDeviceStrategy('CPU:0'))
+  first = evaluator.Features(images, extractor, run, 'digits')
   expected = first.all_moments()
   monkeypatch.setattr(images, 'read', None)
-  again = scores.Features(images, extractor, run, 'digits')
+  again = evaluator.Features(images, extractor, run, 'digits')
   np.testing.assert_array_equal(again.all_moments().mean, expected.mean)
   np.testing.assert_array_equal(
       np.concatenate(list(again.column('features', 0, 40))),
@@ -190,7 +191,7 @@ def test_features_are_kept_and_named_by_what_made_them(
 def test_refuses(extractor, digits):
   with pytest.raises(UserError, match='reference has 10 images, expected at'):
     make_judge({'is'}, extractor, digits[0][:10])
-  broken = extractor_lib.Extractor(
+  broken = Extractor(
       name='broken',
       sha256='0',
       resize='none',

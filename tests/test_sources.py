@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm.errors import UserError
 from ddpm.metrics import sources
+from ddpm.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, [10, 6, 5, 3], np.uint8)
 

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddpm import config as config_lib
-from ddpm import diffusion
-from ddpm import optimizer
 from ddpm import rng
-from ddpm import state as state_lib
-from ddpm import step as step_lib
-from ddpm import timesteps
-from ddpm import train
-from ddpm.errors import UserError
+from ddpm.diffusion import noise_levels
+from ddpm.diffusion import process as process_lib
+from ddpm.optim import adam
+from ddpm.run import build
+from ddpm.runtime.errors import UserError
+from ddpm.training import state as state_lib
+from ddpm.training import step as step_lib
+from ddpm.training import trainer as trainer_lib
 
 
 def strategy_of(replicas):
@@ -34,7 +34,7 @@ WITHOUT_XLA = {'jit_compile': False}
 
 def make_trainer(replicas, stop=0.0, **overrides):
   config = tiny_config(**overrides)
-  return train.Trainer(config, strategy_of(replicas), stop)
+  return trainer_lib.Trainer(config, strategy_of(replicas), stop)
 
 
 def losses_of(trainer, steps):
@@ -172,8 +172,9 @@ def test_loss_is_the_papers(network):
       return tf.zeros_like(x) + 0 * tf.reduce_sum(weights[0]), []
 
   gradient = step_lib.gradient_function(
-      Spy(), network.layout, network.diffusion, timesteps.Uniform(20), seed=0,
-      batch_size=4, replica_batch_size=4, random_flip=False, dropout=False,
+      Spy(), network.layout, network.diffusion, noise_levels.Uniform(20),
+      seed=0, batch_size=4, replica_batch_size=4, random_flip=False,
+      dropout=False,
       jit_compile=False,
   )  # fmt: skip
   packed = gradient(
@@ -190,7 +191,7 @@ def test_loss_is_the_papers(network):
 
 def gradient_of(network, choice=None, memory=None, **kwargs):
   """A function that computes gradient [P], then losses [4], then stop."""
-  choice = choice or timesteps.Uniform(20)
+  choice = choice or noise_levels.Uniform(20)
   settings = {
       'seed': 0, 'batch_size': 4, 'replica_batch_size': 4,
       'random_flip': True, 'dropout': True, 'jit_compile': False,
@@ -240,7 +241,7 @@ def test_accumulated_parts_are_the_large_batch(
 
 def test_a_rare_timestep_weighs_more(network):
   """The gradient is of the weighted mean; the losses are as they are."""
-  choice = timesteps.LossSecondMoment(20)
+  choice = noise_levels.LossSecondMoment(20)
   memory = {
       'losses': tf.repeat(tf.range(1.0, 21.0)[:, None], 10, axis=1),
       'counts': tf.fill([20], 10),
@@ -279,9 +280,9 @@ def test_label_dropout_withholds_classes(network):
       output = tf.cast(labels, tf.float32)[:, None, None, None]
       return output * tf.ones_like(x) + 0 * tf.reduce_sum(weights[0]), []
 
-  process = diffusion.Diffusion(network.diffusion.betas, prediction='x0')
+  process = process_lib.Diffusion(network.diffusion.betas, prediction='x0')
   gradient = step_lib.gradient_function(
-      Spy(), network.layout, process, timesteps.Uniform(20), seed=0,
+      Spy(), network.layout, process, noise_levels.Uniform(20), seed=0,
       batch_size=256, replica_batch_size=256, random_flip=False, dropout=False,
       jit_compile=False, label_dropout=0.25,
   )  # fmt: skip
@@ -327,7 +328,7 @@ def update_of(state, choice=None, **kwargs):
       'epsilon': 1e-8, 'clip_norm': 0.0, 'use_loss_scale': False,
       'jit_compile': False,
   } | kwargs  # fmt: skip
-  choice = choice or timesteps.Uniform(20)
+  choice = choice or noise_levels.Uniform(20)
   return step_lib.update_function(state, choice, **settings)
 
 
@@ -353,7 +354,7 @@ def test_losses_by_quartile_are_means_since_the_last_log():
       tf.zeros([1]), ema_names=(), use_loss_scale=False, num_terms=3
   )
   update = update_of(state, batch_size=8, loss='hybrid', log_every_steps=2)
-  choice, tensors = timesteps.Uniform(20), state.read()
+  choice, tensors = noise_levels.Uniform(20), state.read()
   generator = np.random.default_rng(0)
   losses, quartiles = [], []
   for step in range(4):
@@ -392,7 +393,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(use_loss_scale, bad):
     )
   assert int(new['skipped_steps']) == 1 and int(new['step']) == 1
   assert int(metrics['skipped_steps']) == 1
-  scale = optimizer.INITIAL_LOSS_SCALE / 2 if use_loss_scale else 1
+  scale = adam.INITIAL_LOSS_SCALE / 2 if use_loss_scale else 1
   assert float(new['loss_scale']) == scale
 
 
@@ -415,7 +416,7 @@ def test_a_run_that_diverges_says_so(one_device):
 
 def test_traced_once_whatever_the_number_of_replicas(monkeypatch):
   traces = []
-  original = config_lib.build_model
+  original = build.make_model
 
   def build_model(config):
     model = original(config)
@@ -428,7 +429,7 @@ def test_traced_once_whatever_the_number_of_replicas(monkeypatch):
     monkeypatch.setattr(model, 'stateless_call', counted)
     return model
 
-  monkeypatch.setattr(config_lib, 'build_model', build_model)
+  monkeypatch.setattr(build, 'make_model', build_model)
   losses_of(make_trainer(2, **WITHOUT_XLA), 1)
   assert len(traces) == 1
 

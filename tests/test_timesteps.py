@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 
 from ddpm import rng
-from ddpm import timesteps
+from ddpm.diffusion import noise_levels
 
 KEYS = rng.fold_in(rng.key(0), tf.range(40_000))
 
 
 def test_uniform():
-  t, weight, quartile = timesteps.Uniform(8).draw(KEYS, {})
+  t, weight, quartile = noise_levels.Uniform(8).draw(KEYS, {})
   counts = np.bincount(t, minlength=8)
   assert np.abs(counts / 5000 - 1).max() < 0.06
   np.testing.assert_array_equal(weight, 1)
@@ -21,7 +21,7 @@ def test_uniform():
 
 
 def test_lognormal_is_edms():
-  t, weight, quartile = timesteps.LogNormal(-1.2, 1.2).draw(KEYS, {})
+  t, weight, quartile = noise_levels.LogNormal(-1.2, 1.2).draw(KEYS, {})
   log_sigma = np.log(t)
   assert log_sigma.mean() == pytest.approx(-1.2, abs=0.02)
   assert log_sigma.std() == pytest.approx(1.2, abs=0.02)
@@ -53,7 +53,7 @@ class Oracle:
 
 
 def test_loss_second_moment_is_equation_18():
-  resampler = timesteps.LossSecondMoment(5)
+  resampler = noise_levels.LossSecondMoment(5)
   remember = tf.function(resampler.remember, jit_compile=True)
   oracle, memory = Oracle(5), resampler.initial()
   generator = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddpm.errors import UserError
-from ddpm.metrics import torch_file
+from ddpm.metrics.extractors import torch_file
+from ddpm.runtime.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / 'oracles'
 FORMATS = ('zip', 'legacy')

@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 from configs import default
-from ddpm import config as config_lib
-from ddpm import diffusers_format
 from ddpm import rng
-from ddpm import state as state_lib
-from ddpm import step as step_lib
+from ddpm.formats import diffusers as diffusers_format
+from ddpm.nn import flat
+from ddpm.run import build
+from ddpm.training import state as state_lib
+from ddpm.training import step as step_lib
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -66,9 +67,9 @@ def torch_losses(network, abar):
 
 def our_losses(config, model, params):
   """Trains our network; returns the losses and the weights."""
-  layout = state_lib.Layout(model)
-  process = config_lib.build_diffusion(config)
-  timesteps = config_lib.build_timesteps(config)
+  layout = flat.Layout(model)
+  process = build.make_process(config)
+  timesteps = build.make_noise_levels(config)
   state = state_lib.State(params, ema_names=(), use_loss_scale=False)
   gradient = step_lib.gradient_function(
       model, layout, process, timesteps, seed=0, batch_size=BATCH,

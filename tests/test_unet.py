@@ -7,15 +7,16 @@ import tensorflow as tf
 
 from configs import cifar10_edm
 from configs import cifar10_iddpm
-from ddpm import config as config_lib
 from ddpm import rng
-from ddpm import unet
+from ddpm.nn import layers
+from ddpm.nn import unet
+from ddpm.run import build
 
 
 def test_cifar10_has_35_746_307_parameters():
   from configs import cifar10
 
-  model = config_lib.build_model(cifar10.get_config())
+  model = build.make_model(cifar10.get_config())
   assert model.count_params() == 35_746_307
 
 
@@ -98,17 +99,17 @@ def _count(
 
 
 def test_improved_ddpm_and_edm_have_their_parameters():
-  iddpm = config_lib.build_model(cifar10_iddpm.get_config())
+  iddpm = build.make_model(cifar10_iddpm.get_config())
   expected = _count(
       128, (1, 2, 2, 2), 3, (16, 8), 32, out=6, scale_shift=True
   )
   assert iddpm.count_params() == expected == 52_546_438
-  edm = config_lib.build_model(cifar10_edm.get_config())
+  edm = build.make_model(cifar10_edm.get_config())
   expected = _count(128, (2, 2, 2), 4, (16,), 32, out=3, ddpmpp=True)
   # Theirs counts 55,733,891, with 9 * 128 of augmentation.
   assert edm.count_params() == expected == 55_733_891 - 9 * 128
   # 10 classes enter by a layer of 10 x 128, and a bias.
-  edm = config_lib.build_model(cifar10_edm.get_config('conditional'))
+  edm = build.make_model(cifar10_edm.get_config('conditional'))
   assert edm.count_params() == expected + 11 * 128
 
 
@@ -349,7 +350,7 @@ def _params_of(network):
 
 
 def test_heads_split_the_channels():
-  layer = unet.Attention(8, unet.Settings(num_heads=2, norm_groups=4))
+  layer = layers.Attention(8, layers.Settings(num_heads=2, norm_groups=4))
   layer.build((None, 2, 2, 8))
   x = np.random.default_rng(0).normal(size=(1, 2, 2, 8)).astype(np.float32)
   layer.out.kernel.assign(np.eye(8))
@@ -369,9 +370,9 @@ def test_heads_split_the_channels():
 
 
 def test_heads_by_their_channels():
-  settings = unet.Settings(head_channels=4, norm_groups=4)
-  assert unet.Attention(8, settings).num_heads == 2
-  assert unet.Attention(16, settings).num_heads == 4
+  settings = layers.Settings(head_channels=4, norm_groups=4)
+  assert layers.Attention(8, settings).num_heads == 2
+  assert layers.Attention(16, settings).num_heads == 4
 
 
 def test_dropout_depends_on_an_examples_own_key(network):

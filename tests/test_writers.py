@@ -5,11 +5,12 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from ddpm import writers
+from ddpm.run import logs
+from ddpm.runtime import png
 
 
 def open_writers(path, first_step=0):
-  return writers.Writers(
+  return logs.Writers(
       str(path), first_step=first_step, num_steps=10, writes=True
   )
 
@@ -57,7 +58,7 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
 
 def test_grid():
   images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None]
-  picture = writers.grid(np.tile(images, [1, 2, 2, 1]))
+  picture = png.grid(np.tile(images, [1, 2, 2, 1]))
   assert picture.shape == (2 * 4 + 2, 3 * 4 + 2, 1)
   assert picture[2, 2] == 1 and picture[2, 10] == 3 and picture[6, 6] == 5
   assert picture[6, 10] == 0 and picture[0].max() == 0
@@ -65,7 +66,7 @@ def test_grid():
 
 
 def test_a_silent_worker_writes_nothing(tmp_path):
-  log = writers.Writers(
+  log = logs.Writers(
       str(tmp_path), first_step=0, num_steps=1, writes=False
   )
   log.numbers(1, {'loss': 1.0})

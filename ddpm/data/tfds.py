@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from ddpm.errors import reason
-from ddpm.errors import UserError
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
 
 # Images are kept in the host's memory; more than this share of it is refused.
 _MEMORY_SHARE = 0.5

@@ -5,18 +5,18 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from ddpm import config as config_lib
-from ddpm import parallel
-from ddpm import parts
 from ddpm import rng
-from ddpm import samplers
+from ddpm.nn.guidance import guided_network
+from ddpm.run import build
+from ddpm.runtime import device_map
+from ddpm.runtime import shards
 
 
-class Bits:
+class BitsPerDim:
   """Bits per dimension of images under a model, by its variational bound.
 
   Args:
-    run: `trained.Trained`.
+    run: `reader.Run`.
     source: of `sources`, the images.
     num_images: how many of them, the first ones; all, if it has fewer.
     strategy: `tf.distribute.Strategy`.
@@ -24,20 +24,20 @@ class Bits:
   """
 
   def __init__(self, run, source, *, num_images, strategy, batch_size):
-    jit_compile = config_lib.jit_compile(run.config)
+    jit_compile = build.jit_compile(run.config)
     self._source = source
     self._count = min(num_images, len(source))
 
     def function(params, images, numbers, labels):
       return bits_per_dim(
-          samplers.bind(run.model, run.layout, params, labels),
+          guided_network(run.model, run.layout, params, labels),
           run.diffusion,
           images,
           rng.key(numbers),
           jit_compile=jit_compile,
       )
 
-    self._run = parallel.Batched(
+    self._run = device_map.DeviceMap(
         function, strategy=strategy, batch_size=batch_size
     )
 
@@ -62,7 +62,7 @@ class Bits:
       values = self._run(params, images, numbers, labels)
       return {'bpd': np.concatenate(list(values))}
 
-    kept = parts.Parts(
+    kept = shards.Shards(
         os.path.join(directory, f'bpd_{source.identity[:8]}'),
         make,
         total=self._count,
@@ -85,7 +85,7 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
 
   Args:
     network: function (x float32 [B, H, W, C], time float32 [B]) -> output.
-    diffusion: `diffusion.Diffusion`.
+    diffusion: `process.Diffusion`.
     images: uint8 [B, H, W, C].
     keys: uint32 [B, 2], the draws' key of each image.
     jit_compile: whether to compile a term with XLA.

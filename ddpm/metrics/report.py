@@ -7,7 +7,8 @@ import os
 from matplotlib.figure import Figure
 import tensorflow as tf
 
-from ddpm import writers
+from ddpm.run import logs
+from ddpm.runtime import files
 
 # Of two results with these in common the later one stands.
 _IDENTITY = (
@@ -53,10 +54,10 @@ def record(workdir, result):
   rows.append(result)
   rows.sort(key=lambda row: row['details']['step'])
   lines = ''.join(json.dumps(row) + '\n' for row in rows)
-  writers.write_file(path, lines.encode())
+  files.write_file(path, lines.encode())
 
   # A folder of its own: TensorBoard follows one writer in each.
-  board = writers.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
+  board = logs.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
   board.numbers(result['details']['step'], _values(result))
   board.close()
 
@@ -142,4 +143,4 @@ def _plot(path, curves, axis):
   )
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=100)
-  writers.write_file(path, file.getvalue())
+  files.write_file(path, file.getvalue())

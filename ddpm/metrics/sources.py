@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from ddpm import parts
-from ddpm.errors import reason
-from ddpm.errors import UserError
+from ddpm.runtime import shards
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
 
 _EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
 
@@ -177,11 +177,11 @@ class Npz:
     )
 
 
-class Drawn:
+class GeneratedSamples:
   """Samples of a model, seeds 0 to N - 1, drawn when they are asked for.
 
   Args:
-    sampler: `samplers.Sampler`.
+    sampler: `sampler.Sampler`.
     params: float32 [P], weights of the model.
     directory: where they are kept.
     identity: of weights and sampler.
@@ -201,7 +201,7 @@ class Drawn:
     self._sampler = sampler
     self._params = params
     self._total = total
-    self._parts = parts.Parts(directory, self._draw, total=total, what=name)
+    self._parts = shards.Shards(directory, self._draw, total=total, what=name)
 
   def __len__(self):
     return self._total

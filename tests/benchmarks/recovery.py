@@ -15,23 +15,25 @@ import startup
 import tensorflow as tf
 
 from configs import mnist5k
-from ddpm import checkpoint
-from ddpm import config as config_lib
-from ddpm import state as state_lib
+from ddpm.nn import flat
+from ddpm.run import build
+from ddpm.run import checkpoint
+from ddpm.run import config as config_lib
+from ddpm.training import state as state_lib
 
 _STEPS = (1, 100_000)
 
 
 def checkpointer(workdir):
   config = mnist5k.get_config()
-  model = config_lib.build_model(config)
+  model = build.make_model(config)
   state = state_lib.State(
-      state_lib.flatten(model.trainable_variables),
+      flat.flatten(model.trainable_variables),
       ema_names=('0.995',),
       use_loss_scale=False,
   )
   checkpoints = checkpoint.Checkpointer(
-      workdir, state, state_lib.Layout(model), writes=True, keep_last=3,
+      workdir, state, flat.Layout(model), writes=True, keep_last=3,
       keep_every_steps=0,
   )  # fmt: skip
   checkpoints.restore()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from configs import default
-from ddpm import config as config_lib
-from ddpm import diffusers_format
-from ddpm import parallel
-from ddpm import samplers
-from ddpm import state
+from ddpm.formats import diffusers as diffusers_format
+from ddpm.nn import flat
+from ddpm.run import build
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.sampling import sampler as sampler_lib
 
 _BATCH, _STEPS, _TURNS = 64, 50, 3
 
@@ -61,21 +61,21 @@ def theirs(unet):
 
 
 def ours(unet):
-  strategy = parallel.local_strategy(_BATCH)
+  strategy = strategy_lib.local_strategy(_BATCH)
   with tempfile.TemporaryDirectory() as directory:
     unet.save_pretrained(directory)
     config, model, params = diffusers_format.load(
         directory, default.get_config()
     )
-  sampler = samplers.Sampler(
+  sampler = sampler_lib.Sampler(
       model,
-      state.Layout(model),
-      config_lib.build_diffusion(config),
+      flat.Layout(model),
+      build.make_process(config),
       sampler='ddim',
       steps=_STEPS,
       batch_size=_BATCH // strategy.num_replicas_in_sync,
       strategy=strategy,
-      jit_compile=config_lib.jit_compile(config),
+      jit_compile=build.jit_compile(config),
   )
   seeds = np.arange(_BATCH)
   return lambda: list(sampler(params, seeds))

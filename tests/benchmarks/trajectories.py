@@ -83,11 +83,14 @@ def trajectory(strategy, precision, steps):
 
 def tpu_path():
   """`ddpm.main`, whose loop is compiled as a whole."""
+  from ddpm.runtime import environment
+
+  environment.prepare()
   import tensorflow as tf
 
   from ddpm import main
-  from ddpm import step
-  from ddpm.errors import run
+  from ddpm.runtime import program
+  from ddpm.training import step
 
   make = step.loop_function
 
@@ -98,7 +101,7 @@ def tpu_path():
     )
 
   step.loop_function = loop_function
-  run(main.main)
+  program.start(main.main)
 
 
 def main():

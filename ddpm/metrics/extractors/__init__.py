@@ -1,0 +1,42 @@
+"""From a name to a feature extractor."""
+
+from ddpm.runtime.errors import UserError
+
+EXTRACTORS = ('mnist', 'inception', 'efficientnet', 'savedmodel:DIR')
+
+
+def load(name, *, inception_weights, image_shape):
+  """Loads an extractor.
+
+  Args:
+    name: one of EXTRACTORS.
+    inception_weights: the file that 'inception' reads; None for its default.
+    image_shape: (H, W, C) of the images.
+
+  Returns:
+    `Extractor`.
+
+  Raises:
+    UserError: an unknown name, weights that are not there or not the right
+      ones, or images that the network does not take.
+  """
+  # Each is imported where it is asked for: they take their time.
+  if name == 'mnist':
+    from ddpm.metrics.extractors import mnist
+
+    return mnist.extractor(image_shape)
+  if name == 'inception':
+    from ddpm.metrics.extractors import inception
+
+    return inception.extractor(inception_weights, image_shape)
+  if name == 'efficientnet':
+    from ddpm.metrics.extractors import efficientnet
+
+    return efficientnet.extractor(image_shape)
+  if name.startswith('savedmodel:'):
+    from ddpm.metrics.extractors import savedmodel
+
+    return savedmodel.extractor(name.removeprefix('savedmodel:'), image_shape)
+  raise UserError(
+      f'--features is {name!r}, expected one of: {", ".join(EXTRACTORS)}'
+  )

@@ -1,0 +1,199 @@
+"""The Inception network of the FID and of the Inception score.
+
+It is the Inception-v3 that TensorFlow published on 2015-12-05, with 1008
+classes, as pytorch-fid (Heusel et al. 2017, ported by Seitzer) runs it; the
+layers have the names of pytorch-fid's weights. From torchvision's it differs
+where `pytorch_fid/inception.py` says so: average pools do not count their
+padding, and the last block takes the maximum instead.
+
+The Inception score (Salimans et al. 2016) leaves the bias of the last layer
+out, by the authors' own `inception_score/model.py`, and so does torch-fidelity
+('logits_unbiased'). So there is no bias here.
+"""
+
+import hashlib
+import os
+
+import keras
+import tensorflow as tf
+
+from ddpm.metrics.extractors import resize
+from ddpm.metrics.extractors import torch_file
+from ddpm.metrics.extractors.base import check_channels
+from ddpm.metrics.extractors.base import check_sha256
+from ddpm.metrics.extractors.base import Extractor
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
+
+layers = keras.layers
+
+# Where pytorch-fid has PyTorch keep them.
+DEFAULT_WEIGHTS = (
+    '~/.cache/torch/hub/checkpoints/pt_inception-2015-12-05-6726825d.pth'
+)
+
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+
+_URL = (
+    'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+    'pt_inception-2015-12-05-6726825d.pth'
+)
+
+
+def extractor(path, image_shape):
+  """The `Extractor` of a file of pytorch-fid's weights.
+
+  Args:
+    path: the file, '~' is the user's home; None for DEFAULT_WEIGHTS.
+    image_shape: (H, W, C) of the images: any size, 1 or 3 channels.
+
+  Raises:
+    UserError: no file, another file, or another number of channels.
+  """
+  check_channels('inception', image_shape)
+  path = os.path.expanduser(path or DEFAULT_WEIGHTS)
+  mend = f'download {_URL} and give it as --inception_weights=FILE'
+  try:
+    with open(path, 'rb') as f:
+      sha256 = hashlib.file_digest(f, 'sha256').hexdigest()
+  except OSError as e:
+    raise UserError(
+        f'the weights of --features=inception cannot be read: {path}:'
+        f' {reason(e)}; {mend}'
+    ) from e
+  check_sha256(path, sha256, SHA256, mend=mend)
+  return from_state_dict(torch_file.read(path), sha256)
+
+
+def from_state_dict(state, sha256):
+  """The `Extractor` of weights under pytorch-fid's names.
+
+  Args:
+    state: dict of NumPy arrays, from `torch_file.read`.
+    sha256: of the file that they come from.
+  """
+  model = network()
+
+  def function(weights, images):
+    x = resize.to_rgb(images, 299) / 127.5 - 1.0
+    (features, logits), _ = model.stateless_call([], weights, x)
+    return features, tf.nn.softmax(logits)
+
+  return Extractor(
+      name='inception',
+      sha256=sha256,
+      resize=f'to 299 x 299, {resize.RULE}',
+      weights=torch_file.keras_weights(model, state),
+      function=function,
+  )
+
+
+def network():
+  """In [-1, 1], [B, 299, 299, 3] -> features [B, 2048], logits [B, 1008]."""
+  x = images = keras.Input((299, 299, 3))
+  x = _conv(x, 'Conv2d_1a_3x3', 32, 3, strides=2, padding='valid')
+  x = _conv(x, 'Conv2d_2a_3x3', 32, 3, padding='valid')
+  x = _conv(x, 'Conv2d_2b_3x3', 64, 3)
+  x = layers.MaxPool2D(3, strides=2)(x)  # [B, 73, 73, 64]
+  x = _conv(x, 'Conv2d_3b_1x1', 80, 1)
+  x = _conv(x, 'Conv2d_4a_3x3', 192, 3, padding='valid')
+  x = layers.MaxPool2D(3, strides=2)(x)  # [B, 35, 35, 192]
+  x = _block_a(x, 'Mixed_5b', 32)
+  x = _block_a(x, 'Mixed_5c', 64)
+  x = _block_a(x, 'Mixed_5d', 64)
+  x = _block_b(x, 'Mixed_6a')  # [B, 17, 17, 768]
+  x = _block_c(x, 'Mixed_6b', 128)
+  x = _block_c(x, 'Mixed_6c', 160)
+  x = _block_c(x, 'Mixed_6d', 160)
+  x = _block_c(x, 'Mixed_6e', 192)
+  x = _block_d(x, 'Mixed_7a')  # [B, 8, 8, 1280]
+  x = _block_e(x, 'Mixed_7b', layers.AveragePooling2D)
+  x = _block_e(x, 'Mixed_7c', layers.MaxPool2D)
+  features = layers.GlobalAveragePooling2D()(x)
+  logits = layers.Dense(1008, use_bias=False, name='fc')(features)
+  model = keras.Model(images, [features, logits])
+  # So that all weights are in one list, and BatchNorm takes its averages.
+  model.trainable = False
+  return model
+
+
+def _block_a(x, name, pool_features):
+  """Figure 5 of Szegedy et al. 2015, "Rethinking", with one 5 x 5."""
+  a = _conv(x, f'{name}.branch1x1', 64, 1)
+  b = _conv(x, f'{name}.branch5x5_1', 48, 1)
+  b = _conv(b, f'{name}.branch5x5_2', 64, 5)
+  c = _conv(x, f'{name}.branch3x3dbl_1', 64, 1)
+  c = _conv(c, f'{name}.branch3x3dbl_2', 96, 3)
+  c = _conv(c, f'{name}.branch3x3dbl_3', 96, 3)
+  d = _pool3(x, layers.AveragePooling2D)
+  d = _conv(d, f'{name}.branch_pool', pool_features, 1)
+  return layers.Concatenate()([a, b, c, d])
+
+
+def _block_b(x, name):
+  """Halves the resolution: 35 to 17."""
+  a = _conv(x, f'{name}.branch3x3', 384, 3, strides=2, padding='valid')
+  b = _conv(x, f'{name}.branch3x3dbl_1', 64, 1)
+  b = _conv(b, f'{name}.branch3x3dbl_2', 96, 3)
+  b = _conv(b, f'{name}.branch3x3dbl_3', 96, 3, strides=2, padding='valid')
+  c = layers.MaxPool2D(3, strides=2)(x)
+  return layers.Concatenate()([a, b, c])
+
+
+def _block_c(x, name, features):
+  """Its figure 6: 7 x 7 as 1 x 7 and 7 x 1."""
+  a = _conv(x, f'{name}.branch1x1', 192, 1)
+  b = _conv(x, f'{name}.branch7x7_1', features, 1)
+  b = _conv(b, f'{name}.branch7x7_2', features, (1, 7))
+  b = _conv(b, f'{name}.branch7x7_3', 192, (7, 1))
+  c = _conv(x, f'{name}.branch7x7dbl_1', features, 1)
+  c = _conv(c, f'{name}.branch7x7dbl_2', features, (7, 1))
+  c = _conv(c, f'{name}.branch7x7dbl_3', features, (1, 7))
+  c = _conv(c, f'{name}.branch7x7dbl_4', features, (7, 1))
+  c = _conv(c, f'{name}.branch7x7dbl_5', 192, (1, 7))
+  d = _conv(_pool3(x, layers.AveragePooling2D), f'{name}.branch_pool', 192, 1)
+  return layers.Concatenate()([a, b, c, d])
+
+
+def _block_d(x, name):
+  """Halves the resolution: 17 to 8."""
+  a = _conv(x, f'{name}.branch3x3_1', 192, 1)
+  a = _conv(a, f'{name}.branch3x3_2', 320, 3, strides=2, padding='valid')
+  b = _conv(x, f'{name}.branch7x7x3_1', 192, 1)
+  b = _conv(b, f'{name}.branch7x7x3_2', 192, (1, 7))
+  b = _conv(b, f'{name}.branch7x7x3_3', 192, (7, 1))
+  b = _conv(b, f'{name}.branch7x7x3_4', 192, 3, strides=2, padding='valid')
+  c = layers.MaxPool2D(3, strides=2)(x)
+  return layers.Concatenate()([a, b, c])
+
+
+def _block_e(x, name, pool):
+  """Its figure 7: 3 x 3 as 1 x 3 beside 3 x 1."""
+  a = _conv(x, f'{name}.branch1x1', 320, 1)
+  b = _conv(x, f'{name}.branch3x3_1', 384, 1)
+  b1 = _conv(b, f'{name}.branch3x3_2a', 384, (1, 3))
+  b2 = _conv(b, f'{name}.branch3x3_2b', 384, (3, 1))
+  c = _conv(x, f'{name}.branch3x3dbl_1', 448, 1)
+  c = _conv(c, f'{name}.branch3x3dbl_2', 384, 3)
+  c1 = _conv(c, f'{name}.branch3x3dbl_3a', 384, (1, 3))
+  c2 = _conv(c, f'{name}.branch3x3dbl_3b', 384, (3, 1))
+  d = _conv(_pool3(x, pool), f'{name}.branch_pool', 192, 1)
+  return layers.Concatenate()([a, b1, b2, c1, c2, d])
+
+
+def _pool3(x, pool):
+  # Neither of TensorFlow's counts its padding.
+  return pool(3, strides=1, padding='same')(x)
+
+
+def _conv(x, name, features, size, padding='same', **kwargs):
+  x = layers.Conv2D(
+      features,
+      size,
+      padding=padding,
+      use_bias=False,
+      name=f'{name}.conv',
+      **kwargs,
+  )(x)
+  x = layers.BatchNormalization(epsilon=1e-3, name=f'{name}.bn')(x)
+  return layers.ReLU()(x)

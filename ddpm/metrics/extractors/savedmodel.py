@@ -1,0 +1,73 @@
+"""The user's own network, as TensorFlow saves one."""
+
+import hashlib
+import os
+
+import tensorflow as tf
+
+from ddpm.metrics.extractors.base import Extractor
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
+
+
+def extractor(directory, image_shape):
+  """The `Extractor` of a SavedModel.
+
+  Its signature `serving_default` takes images [B, H, W, C] with pixels from 0
+  to 255, as uint8 or float32. It returns `features` [B, D], or one output that
+  is them, and `probabilities` [B, K] if it has any.
+
+  Args:
+    directory: the SavedModel.
+    image_shape: (H, W, C) of the images.
+
+  Raises:
+    UserError: no SavedModel there, or one that does not take the images.
+  """
+  try:
+    loaded = tf.saved_model.load(directory)
+    signature = loaded.signatures['serving_default']
+  except (OSError, ValueError, KeyError, tf.errors.OpError) as e:
+    raise UserError(
+        f'--features: {directory} is not a SavedModel with the signature'
+        f' serving_default: {reason(e)}'
+    ) from e
+  (name, spec), *others = signature.structured_input_signature[1].items()
+  if others or not spec.shape.is_compatible_with([None, *image_shape]):
+    raise UserError(
+        f'--features: {directory} takes {spec.shape}, the images are'
+        f' {[None, *image_shape]}'
+    )
+  outputs = signature.structured_outputs
+  key = 'features' if 'features' in outputs else next(iter(outputs))
+  if key != 'features' and len(outputs) > 1:
+    raise UserError(
+        f'--features: {directory} returns {", ".join(outputs)}, expected an'
+        ' output that is called features'
+    )
+
+  def function(weights, images):
+    del weights  # The SavedModel holds its own.
+    result = signature(**{name: tf.cast(images, spec.dtype)})
+    features = tf.cast(result[key], tf.float32)
+    features = tf.reshape(features, [images.shape[0], -1])
+    return features, result.get('probabilities')
+
+  return Extractor(
+      name='savedmodel',
+      sha256=_sha256(directory),
+      resize="the network's own",
+      weights=[],
+      function=function,
+      has_probabilities='probabilities' in outputs,
+  )
+
+
+def _sha256(directory):
+  """Of the graph and of the variables, file by file."""
+  digest = hashlib.sha256()
+  for pattern in ('saved_model.pb', 'variables/variables.*'):
+    for path in sorted(tf.io.gfile.glob(os.path.join(directory, pattern))):
+      with tf.io.gfile.GFile(path, 'rb') as f:
+        digest.update(f.read())
+  return digest.hexdigest()

@@ -1,0 +1,433 @@
+"""The state of a run, to disk and back.
+
+A checkpoint is `WORKDIR/checkpoints/ckpt-STEP`, written by
+`tf.train.CheckpointManager` in the background. It knows nothing of devices:
+what one strategy wrote, any other reads. With the state goes the layout of the
+network's weights, so that a checkpoint of another model can be told, and named.
+
+A crash may leave half a checkpoint, and a disk may lose a part of one. So what
+was written is read back, against its checksums, before an older one goes, and
+what is read is verified first: what does not hold is passed over, with a
+warning, for the newest that does.
+"""
+
+from concurrent import futures
+import json
+import os
+import re
+
+from absl import logging
+import tensorflow as tf
+
+from ddpm.runtime import files
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import writing
+
+
+class Checkpointer:
+  """Saves and restores a `state.State`.
+
+  Args:
+    workdir: the run's folder, shared by all workers.
+    state: `state.State`.
+    layout: `flat.Layout` of the model.
+    writes: whether this process is the one that writes.
+    keep_last: newest checkpoints to keep.
+    keep_every_steps: keep one every so many steps for good, in
+      `checkpoints/kept`; 0 for none.
+  """
+
+  def __init__(
+      self, workdir, state, layout, *, writes, keep_last, keep_every_steps
+  ):
+    self._workdir = workdir
+    self._state = state
+    self._layout = layout
+    self._writes = writes
+    self._keep_last = keep_last
+    self._keep_every_steps = keep_every_steps
+    with tf.device('CPU:0'):
+      self._names = tf.Variable(layout.to_json(), trainable=False)
+    self._last = self._kept = self._copy = None
+    # One thread: checkpoints are written one after the other.
+    self._thread = futures.ThreadPoolExecutor(1)
+    self._pending = None
+
+  def restore(self):
+    """Restores the newest checkpoint that verifies, on this worker.
+
+    Call it before `save`, on every worker.
+
+    Returns:
+      Steps done: the checkpoint's, or 0 if there is none.
+
+    Raises:
+      UserError: there are checkpoints and none verifies, or the newest is of
+        another model, or incomplete.
+    """
+    step, path = _newest(self._workdir)
+    if path is None and _was_completed(self._workdir):
+      raise UserError(_none_sound(self._workdir))
+    if path is not None:
+      reader = tf.train.load_checkpoint(path)
+      _check_layout(reader, path, self._layout)
+      _check_entries(reader, path, self._state)
+      checkpoint = tf.train.Checkpoint(
+          layout=self._names, **self._state.variables()
+      )
+      status = checkpoint.read(path).assert_existing_objects_matched()
+      # The manager's counter of saves is of no use to this object.
+      status.expect_partial()
+    if self._writes:
+      self._prepare_to_write(step)
+    return step
+
+  def _prepare_to_write(self, step):
+    with tf.device('CPU:0'):
+      self._copy = tf.nest.map_structure(
+          lambda v: tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False),
+          self._state.variables(),
+      )
+    checkpoint = tf.train.Checkpoint(layout=self._names, **self._copy)
+    directory, kept = _directories(self._workdir)
+    with writing(directory):
+      _sweep_leftovers(directory)
+      _sweep_leftovers(kept)
+      _write_state_file(directory, newest=step)
+      self._last = tf.train.CheckpointManager(
+          checkpoint, directory, max_to_keep=self._keep_last
+      )
+      self._kept = tf.train.CheckpointManager(
+          checkpoint, kept, max_to_keep=None
+      )
+
+  def save(self, step):
+    """Saves the state as the checkpoint of a step, if this process writes.
+
+    Returns as soon as the state is copied to the host; the copy is written in
+    the background, at once or after the one before it.
+
+    Raises:
+      UserError: the checkpoint before could not be written.
+    """
+    if not self._writes:
+      return
+    self.wait()
+    tf.nest.map_structure(
+        lambda copy, v: copy.assign(v.read_value()),
+        self._copy,
+        self._state.variables(),
+    )
+    self._pending = self._thread.submit(self._write, step)
+
+  def wait(self):
+    """Waits until all that was saved is on disk. Raises as `save` does."""
+    if self._pending is not None:
+      self._pending.result()
+
+  def raise_errors(self):
+    """Raises what `save` would, and does not wait."""
+    if self._pending is not None and self._pending.done():
+      self._pending.result()
+
+  def _write(self, step):
+    managers = [self._last]
+    if self._keep_every_steps and step % self._keep_every_steps == 0:
+      managers.append(self._kept)
+    for manager in managers:
+      with writing(manager.directory), tf.device('CPU:0'):
+        # The manager runs the callback before it removes an older one.
+        manager.save(
+            checkpoint_number=step,
+            options=tf.train.CheckpointOptions(
+                experimental_write_callbacks=[_flush, _read_back]
+            ),
+        )
+
+
+def find(workdir, which):
+  """Finds one checkpoint, and verifies it.
+
+  Args:
+    workdir: the run's folder.
+    which: 'latest' that verifies; a step, as a string; or the path of one,
+      of this run or another.
+
+  Returns:
+    Its path.
+
+  Raises:
+    UserError: it does not exist, or does not verify.
+  """
+  if which != 'latest' and not which.isdecimal():
+    return _find_path(which)
+  found = _list(workdir)
+  if not found:
+    raise UserError(none_in(workdir))
+  if which == 'latest':
+    if not (path := _newest(workdir)[1]):
+      raise UserError(_none_sound(workdir))
+    return path
+  paths = [path for step, path in found if str(step) == which]
+  if not paths:
+    steps = ', '.join(str(step) for step in sorted({step for step, _ in found}))
+    raise UserError(
+        f'--checkpoint is {which}, but {workdir} has the steps: {steps}'
+    )
+  for path in paths:
+    if not (damage := _damage(path)):
+      return path
+  raise UserError(f'{paths[0]} is damaged: {damage}')
+
+
+def _find_path(which):
+  """`find`, for the path of a checkpoint, with .index at its end or not."""
+  path = which.removesuffix('.index')
+  if not re.fullmatch(r'ckpt-\d+', os.path.basename(path)):
+    raise UserError(
+        f'--checkpoint is {which}, expected latest, a step, or a path such as'
+        ' runs/mnist5k/checkpoints/ckpt-600'
+    )
+  if not tf.io.gfile.exists(path + '.index'):
+    raise UserError(f'--checkpoint is {which}, but there is no {path}.index')
+  if damage := _damage(path):
+    raise UserError(f'{path} is damaged: {damage}')
+  return path
+
+
+def find_all(workdir):
+  """Finds all checkpoints that there are now, one a step, oldest first.
+
+  Each is verified when its turn comes: a run that goes on may have removed it.
+
+  Yields:
+    Paths.
+
+  Raises:
+    UserError: there is none that verifies.
+  """
+  found = _list(workdir)
+  if not found:
+    raise UserError(none_in(workdir))
+  last = None
+  for step, path in reversed(found):
+    if step == last:
+      continue
+    if damage := _damage(path):
+      logging.warning('%s is passed over: %s', path, damage)
+    else:
+      last = step
+      yield path
+  if last is None:
+    raise UserError(_none_sound(workdir))
+
+
+def none_in(workdir):
+  """What to say of a workdir without checkpoints."""
+  return (
+      f'{workdir} has no checkpoints: train first, with python -m ddpm.main'
+      f' --config=... --workdir={workdir}'
+  )
+
+
+def any_in(workdir):
+  """Whether a workdir holds checkpoints, sound or not."""
+  return bool(_list(workdir))
+
+
+def read_weights(path, layout, weights):
+  """Reads one flat vector of weights, and nothing else.
+
+  Args:
+    path: of a checkpoint.
+    layout: `flat.Layout` of the model.
+    weights: 'raw', or the name of an average, '0.9999' or 'power:0.05'.
+
+  Returns:
+    step (integer), float32 NumPy array [P].
+
+  Raises:
+    UserError: a checkpoint of another model, or without that average, or that
+      is gone: a run that goes on removes old ones.
+  """
+  try:
+    reader = tf.train.load_checkpoint(path)
+    _check_layout(reader, path, layout)
+    name = 'params' if weights == 'raw' else f'ema/{weights}'
+    if not reader.has_tensor(_entry(name)):
+      raise UserError(f'{path} has no {name}')
+    step = int(reader.get_tensor(_entry('step')))
+    return step, reader.get_tensor(_entry(name))
+  except tf.errors.OpError as e:
+    raise UserError(f'{path} cannot be read any more: {reason(e)}') from e
+
+
+def step_of(path):
+  """The step of a checkpoint, which its name tells."""
+  return int(path.rpartition('-')[2])
+
+
+def _directories(workdir):
+  directory = os.path.join(workdir, 'checkpoints')
+  return directory, os.path.join(directory, 'kept')
+
+
+def _entry(name):
+  """What a checkpoint's file calls 'ema/0.9999', say."""
+  return name.replace('.', '..') + '/.ATTRIBUTES/VARIABLE_VALUE'
+
+
+def _list(workdir):
+  """All checkpoints of a workdir, sound or not: (step, path), newest first."""
+  directory, kept = _directories(workdir)
+  # The sort is stable: of two of one step, the kept one comes last.
+  found = [*_list_in(directory), *_list_in(kept)]
+  return sorted(found, key=lambda pair: -pair[0])
+
+
+def _list_in(directory):
+  if not tf.io.gfile.isdir(directory):
+    return set()
+  names = tf.io.gfile.listdir(directory)
+  matches = [re.fullmatch(r'(ckpt-(\d+))\.(index|data-.*)', n) for n in names]
+  return {(int(m[2]), os.path.join(directory, m[1])) for m in matches if m}
+
+
+def _newest(workdir):
+  """Step and path of the newest checkpoint that verifies, or 0 and None."""
+  for step, path in _list(workdir):
+    damage = _damage(path)
+    if not damage:
+      return step, path
+    logging.warning('%s is damaged, and passed over: %s', path, damage)
+  return 0, None
+
+
+def _was_completed(workdir):
+  """Whether any save came to its end: its last act is the file `checkpoint`.
+
+  Where none did, the first one was killed, and the run begins at step 0.
+  """
+  directory, _ = _directories(workdir)
+  return tf.io.gfile.exists(os.path.join(directory, 'checkpoint'))
+
+
+def _none_sound(workdir):
+  return (
+      f'{workdir} has checkpoints, but none that can be read: bring one back,'
+      ' or start anew in another workdir'
+  )
+
+
+def _damage(path):
+  """What is wrong with a checkpoint, or None.
+
+  Reads all of it, which TensorFlow checks against the checksums in it.
+  """
+  try:
+    reader = tf.train.load_checkpoint(path)
+    with tf.device('CPU:0'):
+      for name, dtype in reader.get_variable_to_dtype_map().items():
+        # Unlike the reader, the operation does not hold Python's lock.
+        tf.raw_ops.RestoreV2(
+            prefix=path,
+            tensor_names=[name],
+            shape_and_slices=[''],
+            dtypes=[dtype],
+        )
+  except Exception as e:  # What damage makes TensorFlow raise has no bounds.
+    return reason(e)
+  return None
+
+
+def _read_back(path):
+  """Raises OSError if what was written is not what is there."""
+  if damage := _damage(path):
+    raise OSError(f'{path} does not read back: {damage}')
+
+
+def _flush(path):
+  """Makes a checkpoint outlast a loss of power. A bucket needs no asking."""
+  if '://' in path:
+    return
+  directory = os.path.dirname(path)
+  for name in [*tf.io.gfile.glob(path + '.*'), directory]:
+    file = os.open(name, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+
+
+def _sweep_leftovers(directory):
+  """Removes what a save that was killed left behind; makes the directory."""
+  tf.io.gfile.makedirs(directory)
+  for name in tf.io.gfile.listdir(directory):
+    path = os.path.join(directory, name)
+    if re.fullmatch(r'ckpt-\d+_temp/?', name):
+      tf.io.gfile.rmtree(path)
+    elif '.tempstate' in name:
+      tf.io.gfile.remove(path)
+
+
+def _write_state_file(directory, *, newest):
+  """Writes the file `checkpoint`, a `CheckpointState` in text form.
+
+  From it a CheckpointManager knows which ones there are, up to the newest that
+  is sound. The file of an earlier start may be missing, or name others.
+  """
+  path = os.path.join(directory, 'checkpoint')
+  steps = [s for s, p in _list_in(directory) if s <= newest]
+  if not steps:
+    if tf.io.gfile.exists(path):
+      tf.io.gfile.remove(path)
+    return
+  lines = [f'model_checkpoint_path: "ckpt-{newest}"']
+  for i, step in enumerate(sorted(steps)):
+    lines.append(f'all_model_checkpoint_paths: "ckpt-{step}"')
+    # Only the order matters to the manager.
+    lines.append(f'all_model_checkpoint_timestamps: {i + 1}')
+  files.write_file(path, ('\n'.join(lines) + '\n').encode())
+
+
+def _check_layout(reader, path, layout):
+  """Raises UserError, with what differs, for a checkpoint of another model."""
+  name = _entry('layout')
+  if not reader.has_tensor(name):
+    raise UserError(f'{path} is not a checkpoint of ddpm: it has no layout')
+  theirs = dict(json.loads(reader.get_tensor(name)))
+  ours = dict(json.loads(layout.to_json()))
+  differ = [
+      f'{weight} is {theirs.get(weight, "missing")} there,'
+      f' {ours.get(weight, "missing")} in the model'
+      for weight in ours | theirs
+      if ours.get(weight) != theirs.get(weight)
+  ]
+  if differ:
+    more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
+    raise UserError(
+        f'{path} is of another model: {"; ".join(differ[:3])}{more}'
+    )
+
+
+def _check_entries(reader, path, state):
+  """Raises UserError if a checkpoint lacks a part of the state."""
+  entries = {}
+  for name, value in state.variables().items():
+    if isinstance(value, dict):
+      entries |= {f'{name}/{key}': v for key, v in value.items()}
+    else:
+      entries[name] = value
+  shapes = reader.get_variable_to_shape_map()
+  differ = []
+  for name, variable in entries.items():
+    shape = shapes.get(_entry(name))
+    if shape is None:
+      differ.append(f'it has no {name}')
+    elif list(shape) != variable.shape.as_list():
+      differ.append(
+          f'{name} has shape {shape}, expected {variable.shape.as_list()}'
+      )
+  if differ:
+    raise UserError(f'{path} cannot be resumed: {"; ".join(differ)}')

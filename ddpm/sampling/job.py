@@ -1,0 +1,189 @@
+"""A folder's worth of images to draw: by one process, or by several hosts."""
+
+import json
+import os
+import time
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+
+from ddpm.runtime import files
+from ddpm.runtime import npz
+from ddpm.runtime import png
+from ddpm.runtime import progress
+from ddpm.runtime import shards
+from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import writing
+from ddpm.sampling import pictures
+
+# A grid of more images than this is nothing to look at.
+_GRID_IMAGES = 256
+
+
+class Job:
+  """Images of some seeds, drawn into a folder by one host or by several.
+
+  While it is worked on OUTDIR/parts holds what is drawn, and the job's identity
+  as each host wrote it; host k draws every `hosts`-th part, from the k-th on.
+  No host speaks to another.
+
+  Attributes:
+    identity: dict, all that the images depend on.
+    total: N, the images.
+
+  Args:
+    outdir: the folder, which all hosts share.
+    draw: function (**columns) -> batches, uint8 [n, H, W, C], or those of a
+      film, [n, frames, H, W, C].
+    columns: dict of arrays [N, ...], what is known of each image before it is
+      drawn: seeds, labels. samples.npz gets them, too.
+    identity: see there.
+    given: uint8 [H, W, C], the image that these were made of, to be shown as
+      the first one of the grid; None for none.
+    grid_columns: images in a row of it; None for a square.
+    host, hosts: number of this host, and how many there are.
+
+  Raises:
+    UserError: the folder holds another job, begun or finished.
+  """
+
+  def __init__(
+      self, outdir, draw, columns, *, identity, given=None, grid_columns=None,
+      host=0, hosts=1,
+  ):  # fmt: skip
+    self.identity = identity
+    self.total = len(columns['seeds'])
+    self._outdir = outdir
+    self._draw_batches = draw
+    self._columns = columns
+    self._given = [] if given is None else [given[None]]
+    self._grid_columns = grid_columns
+    self._host = host
+    self._hosts = hosts
+    self._directory = os.path.join(outdir, 'parts')
+    self._parts = shards.Shards(
+        self._directory, self._draw_part, total=self.total, what='images'
+    )
+    self._progress = None
+    begun = tf.io.gfile.glob(os.path.join(self._directory, 'job_*.json'))
+    for path in [self._path('manifest.json'), *begun]:
+      self._check_same(path)
+
+  def is_finished(self):
+    """Whether all is written already."""
+    return all(
+        tf.io.gfile.exists(self._path(name))
+        for name in ('samples.npz', 'manifest.json')
+    )
+
+  def begin(self):
+    """Writes down what the job is, so that another one is told from it."""
+    with writing(f'--outdir {self._outdir}'):
+      tf.io.gfile.makedirs(self._directory)
+    self._write_json(f'parts/job_{self._host}.json', self.identity)
+
+  def draw(self):
+    """Draws this host's share of the images that are not there yet."""
+    share = self._parts.files()[self._host :: self._hosts]
+    missing = sorted(set(share) & set(self._parts.missing()))
+    total, left = _rows(share), _rows(missing)
+    if left < total:
+      logging.info('%d of %d images are drawn already', total - left, total)
+    self._progress = progress.Progress(total - left, total)
+    for first, last in missing:
+      self._parts.make(first, last)
+    self._progress.close()
+
+  def wait(self):
+    """Waits until the other hosts have drawn their shares."""
+    while missing := self._parts.missing():
+      of = {first // shards.ROWS % self._hosts for first, _ in missing}
+      logging.log_every_n_seconds(
+          logging.INFO, 'waiting for %d images of host %s',
+          progress.LOG_SECONDS,
+          _rows(missing), ', '.join(map(str, sorted(of))),
+      )  # fmt: skip
+      time.sleep(1)
+
+  def assemble(self):
+    """Writes samples.npz, grid.png and film.png from the parts."""
+    images = self._parts.column('images', 0, self.total)
+    columns = {name: [column] for name, column in self._columns.items()}
+    npz.write_blocks(
+        self._path('samples.npz'), {'images': images} | columns,
+        rows=self.total,
+    )  # fmt: skip
+    first = self._parts.column('images', 0, min(self.total, _GRID_IMAGES))
+    png.write_png(self._path('grid.png'), self._grid(first))
+    if self.identity.get('film'):
+      (films,) = self._parts.column('frames', 0, self.total)
+      frames = [self._grid([frame]) for frame in films.swapaxes(0, 1)]
+      pictures.write_film(self._path('film.png'), frames)
+
+  def _grid(self, blocks):
+    images = np.concatenate([*self._given, *blocks])
+    return png.grid(images, columns=self._grid_columns)
+
+  def write_pngs(self):
+    """Writes a file an image, from samples.npz: png/SEED.png, or, where an
+    image has not one seed alone, png/NUMBER.png."""
+    seeds = self._columns['seeds']
+    names = iter(seeds if seeds.ndim == 1 else range(self.total))
+    for block in npz.read_blocks(self._path('samples.npz'), 'images'):
+      for image in block:
+        png.write_png(self._path(f'png/{next(names):08d}.png'), image)
+
+  def finish(self, details):
+    """Writes manifest.json, the sign that all is there."""
+    self._write_json('manifest.json', self.identity | details)
+
+  def clear(self):
+    """Removes the parts, which samples.npz has."""
+    if tf.io.gfile.isdir(self._directory):
+      with writing(self._directory):
+        tf.io.gfile.rmtree(self._directory)
+
+  def _draw_part(self, first, last):
+    columns = {
+        name: column[first:last] for name, column in self._columns.items()
+    }
+    batches = []
+    for batch in self._draw_batches(**columns):
+      batches.append(batch)
+      self._progress.add(len(batch))
+    images = np.concatenate(batches)
+    if images.ndim == 4:
+      return {'images': images}
+    return {'images': images[:, -1], 'frames': images}
+
+  def _check_same(self, path):
+    """Raises UserError if what a file tells of is another job."""
+    if not tf.io.gfile.exists(path):
+      return
+    try:
+      with tf.io.gfile.GFile(path) as f:
+        theirs = json.loads(f.read())
+      differ = [
+          f'{name} {theirs.get(name)} -> {value}'
+          for name, value in self.identity.items()
+          if theirs.get(name) != value
+      ]
+    except (ValueError, AttributeError) as e:
+      raise UserError(f'{path} is damaged: use another --outdir') from e
+    if differ:
+      raise UserError(
+          f'--outdir {self._outdir} holds another job: {", ".join(differ)}; use'
+          ' another --outdir'
+      )
+
+  def _path(self, name):
+    return os.path.join(self._outdir, name)
+
+  def _write_json(self, name, fields):
+    text = json.dumps(fields, indent=2) + '\n'
+    files.write_file(self._path(name), text.encode())
+
+
+def _rows(files):
+  return sum(last - first for first, last in files)

@@ -1,0 +1,113 @@
+"""Pictures of users, and films for them."""
+
+import io
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+import tensorflow as tf
+
+from ddpm.runtime import files
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
+
+# Of a film, whatever the number of its frames; and how long its end stays.
+_FILM_SECONDS = 4.0
+
+_END_SECONDS = 2.0
+
+# Height and width of a film: noise does not compress.
+_FILM_PIXELS = 1024
+
+
+def read(path, shape):
+  """Reads a picture: its central square, in the size that a model draws.
+
+  Args:
+    path: of the file, or a bucket's.
+    shape: (H, W, C) of the model's images, with C 1 or 3.
+
+  Returns:
+    uint8 [H, W, C].
+
+  Raises:
+    UserError: no picture, or the model's images are none.
+  """
+  height, width, channels = shape
+  modes = {1: 'L', 3: 'RGB'}
+  if channels not in modes:
+    raise UserError(
+        f'{path}: the model draws {channels} channels, which no picture has'
+    )
+  picture = _open(path).convert(modes[channels])
+  picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+  return np.asarray(picture).reshape(shape)
+
+
+def read_mask(path, picture_path, shape):
+  """Reads which part of a picture is to be painted: what is white.
+
+  Args:
+    path: of the mask.
+    picture_path: of the picture, which has its size.
+    shape: (H, W, C) of the model's images.
+
+  Returns:
+    bool [H, W, 1].
+
+  Raises:
+    UserError: no picture, of another size, or nothing is white.
+  """
+  mask, picture = _open(path), _open(picture_path)
+  if mask.size != picture.size:
+    raise UserError(
+        f'{path} is {_by(mask)} pixels, but {picture_path} is {_by(picture)}:'
+        ' a mask has the size of its picture'
+    )
+  height, width, _ = shape
+  mask = ImageOps.fit(
+      mask.convert('L'), (width, height), Image.Resampling.NEAREST
+  )
+  mask = np.asarray(mask)[..., None] >= 128
+  if not mask.any():
+    raise UserError(f'{path} has no white: white is what is to be painted')
+  return mask
+
+
+def write_film(path, frames):
+  """Writes an animated PNG, whole or not at all.
+
+  Args:
+    path: of the file, or a bucket's.
+    frames: uint8 [H, W, C] each, C 1 or 3. Large ones are shrunk by a whole
+      number.
+  """
+  shrink = -(-max(frames[0].shape[:2]) // _FILM_PIXELS)
+  pictures = [Image.fromarray(f.squeeze(2) if f.shape[2] == 1 else f)
+              for f in frames]  # fmt: skip
+  pictures = [picture.reduce(shrink) for picture in pictures]
+  milliseconds = [1000.0 * _FILM_SECONDS / len(frames)] * len(frames)
+  milliseconds[-1] = 1000.0 * _END_SECONDS
+  file = io.BytesIO()
+  pictures[0].save(
+      file, 'png', save_all=True, append_images=pictures[1:],
+      duration=milliseconds, loop=0,
+  )  # fmt: skip
+  files.write_file(path, file.getvalue())
+
+
+def _open(path):
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as f:
+      picture = Image.open(io.BytesIO(f.read()))
+    # The way up that a camera wrote down.
+    return ImageOps.exif_transpose(picture)
+  except tf.errors.OpError as e:
+    raise UserError(f'{path} cannot be read: {reason(e)}') from e
+  except (OSError, SyntaxError, ValueError,
+          Image.DecompressionBombError) as e:  # fmt: skip
+    raise UserError(f'{path} is not a picture that can be read') from e
+
+
+def _by(picture):
+  return ' x '.join(map(str, picture.size))
