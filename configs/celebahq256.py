@@ -7,7 +7,7 @@ take 5.5 GiB of the host's memory.
 
 Hardware of the paper: TPU v3-8, 2.2 steps/s, so 63 hours for 500,000 steps.
 It shows samples and gives no score.
-Here: not measured. Where memory is short: --config.model.remat, or
+Here: not measured. Where memory is short: --config.train.remat, or
 --config.train.accumulation_steps=2.
 """
 

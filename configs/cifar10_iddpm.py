@@ -33,9 +33,9 @@ def get_config(loss='hybrid'):
   config.model.dropout = 0.3
   config.model.norm_epsilon = 1e-5
   config.model.scale_shift_norm = True
-  config.model.downsample_padding = 'symmetric'
-  config.model.embedding_order = 'cos_sin'
-  config.model.embedding_shift = 0
+  config.model.compat.downsample_padding = 'symmetric'
+  config.model.compat.embedding_order = 'cos_sin'
+  config.model.compat.embedding_shift = 0
   config.model.init = 'torch'
 
   config.diffusion.num_timesteps = 4000

@@ -49,9 +49,9 @@ def get_config():
   config.train.keep_every_steps = 0
 
   # Where the few steps go that these digits need (measured).
-  config.diffusion.sigma_min = 0.03
-  config.diffusion.sigma_max = 30.0
-  config.diffusion.rho = 2.0
+  config.sample.sigma_min = 0.03
+  config.sample.sigma_max = 30.0
+  config.sample.rho = 2.0
   config.sample.steps = 10
   config.sample.eta = 0.2
 

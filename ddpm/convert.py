@@ -35,39 +35,39 @@ from ddpm.sampling import flags as sampler_flags
 from ddpm.sampling import sampler as sampler_lib
 from ddpm.training import state as state_lib
 
-_FROM_DIFFUSERS = flags.DEFINE_string(
-    'from_diffusers', None, 'Folder to read: a DDPMPipeline or UNet2DModel.'
-)
+FLAGS = flags.FLAGS
 
-_TO_DIFFUSERS = flags.DEFINE_string(
-    'to_diffusers', None, 'Folder to make: a DDPMPipeline.'
-)
 
-_TO_SAVEDMODEL = flags.DEFINE_string(
-    'to_savedmodel', None, 'Folder to make: a SavedModel of the sampler.'
-)
-
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; to make, with --from_diffusers.'
-)
-
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'What --from_diffusers does not say (data, optimizer, ...): a file of'
-    ' configs/, by default default.py.',
-    lock_config=True,
-)
-
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
+def define_flags():
+  flags.DEFINE_string(
+      'from_diffusers', None, 'Folder to read: a DDPMPipeline or UNet2DModel.'
+  )
+  flags.DEFINE_string(
+      'to_diffusers', None, 'Folder to make: a DDPMPipeline.'
+  )
+  flags.DEFINE_string(
+      'to_savedmodel', None, 'Folder to make: a SavedModel of the sampler.'
+  )
+  flags.DEFINE_string(
+      'workdir', None, 'Folder of the run; to make, with --from_diffusers.'
+  )
+  config_flags.DEFINE_config_file(
+      'config',
+      None,
+      'What --from_diffusers does not say (data, optimizer, ...): a file of'
+      ' configs/, by default default.py.',
+      lock_config=True,
+  )
+  flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
+  sampler_flags.define_flags()
 
 
 def main():
   preemption.StopSignal()  # There is nothing to save: it ends at once.
   modes = [
-      (_FROM_DIFFUSERS.value, from_diffusers),
-      (_TO_DIFFUSERS.value, to_diffusers),
-      (_TO_SAVEDMODEL.value, to_savedmodel),
+      (FLAGS.from_diffusers, from_diffusers),
+      (FLAGS.to_diffusers, to_diffusers),
+      (FLAGS.to_savedmodel, to_savedmodel),
   ]
   chosen = [(directory, convert) for directory, convert in modes if directory]
   if len(chosen) != 1:
@@ -75,17 +75,17 @@ def main():
         'expected one of --from_diffusers, --to_diffusers and --to_savedmodel,'
         f' got {len(chosen)}'
     )
-  if not _WORKDIR.value:
+  if not FLAGS.workdir:
     raise UserError('--workdir is missing: the folder of the run')
-  if _CONFIG.value and not _FROM_DIFFUSERS.value:
+  if FLAGS.config and not FLAGS.from_diffusers:
     raise UserError('--config is of --from_diffusers: the run has its own')
   directory, convert = chosen[0]
-  convert(directory, _WORKDIR.value)
+  convert(directory, FLAGS.workdir)
 
 
 def from_diffusers(directory, workdir):
   """Makes a workdir of a folder of diffusers."""
-  config = _CONFIG.value or defaults.get_config()
+  config = FLAGS.config or defaults.get_config()
   config_lib.check_found(config)
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
@@ -158,9 +158,9 @@ def to_savedmodel(directory, workdir):
 
 def _read_run(workdir):
   """Which weights, the `reader.Run` they are of, and the weights."""
-  path = checkpoint.find(workdir, _CHECKPOINT.value)
+  path = checkpoint.find(workdir, FLAGS.checkpoint)
   loaded = reader.Run(workdir)
-  step, name, params = loaded.weights(path, sampler_flags.WEIGHTS.value)
+  step, name, params = loaded.weights(path, FLAGS.weights)
   return f'{name} of step {step}', loaded, params
 
 
@@ -190,4 +190,4 @@ def _new_folder(flag, path):
 
 
 if __name__ == '__main__':
-  program.start(main)
+  program.start(main, define_flags)

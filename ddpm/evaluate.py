@@ -34,62 +34,58 @@ from ddpm.runtime.errors import UserError
 from ddpm.sampling import flags as sampler_flags
 from ddpm.sampling import sampler as sampler_lib
 
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run whose samples are scored.'
-)
+FLAGS = flags.FLAGS
 
-_SAMPLES = flags.DEFINE_string(
-    'samples', None, 'Images to score instead: FILE.npz or a folder.'
-)
 
-_EVERY_CHECKPOINT = flags.DEFINE_bool(
-    'every_checkpoint', False, 'Score all checkpoints of the run.'
-)
+def define_flags():
+  flags.DEFINE_string(
+      'workdir', None, 'Folder of the run whose samples are scored.'
+  )
+  flags.DEFINE_string(
+      'samples', None, 'Images to score instead: FILE.npz or a folder.'
+  )
+  flags.DEFINE_bool(
+      'every_checkpoint', False, 'Score all checkpoints of the run.'
+  )
+  flags.DEFINE_list(
+      'metrics',
+      'fid,kid,is,prdc,nearest',
+      'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
+  )
+  flags.DEFINE_integer(
+      'num_samples',
+      None,
+      'Images to score; by default 2000 of a run, all of --samples. Papers take'
+      ' 50000.',
+  )
+  flags.DEFINE_string(
+      'data',
+      None,
+      'Real images: mnist5k, tfds:NAME or folder:PATH; by default those of the'
+      ' run.',
+  )
+  flags.DEFINE_string(
+      'data_dir', None, 'Where tensorflow-datasets keeps what it prepared.'
+  )
+  flags.DEFINE_string(
+      'split',
+      None,
+      'train or test: the real images; by default train, and test for bpd.',
+  )
+  flags.DEFINE_string(
+      'features',
+      None,
+      'mnist (by default, for images of 28 x 28 x 1), inception (for others),'
+      ' efficientnet, or savedmodel:DIR.',
+  )
+  flags.DEFINE_string(
+      'inception_weights', None, 'File of --features=inception.'
+  )
+  flags.DEFINE_string(
+      'out', None, "JSON file for the result; of several, the last one's."
+  )
+  sampler_flags.define_flags()
 
-_METRICS = flags.DEFINE_list(
-    'metrics',
-    'fid,kid,is,prdc,nearest',
-    'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
-)
-
-_NUM_SAMPLES = flags.DEFINE_integer(
-    'num_samples',
-    None,
-    'Images to score; by default 2000 of a run, all of --samples. Papers take'
-    ' 50000.',
-)
-
-_DATA = flags.DEFINE_string(
-    'data',
-    None,
-    'Real images: mnist5k, tfds:NAME or folder:PATH; by default those of the'
-    ' run.',
-)
-
-_DATA_DIR = flags.DEFINE_string(
-    'data_dir', None, 'Where tensorflow-datasets keeps what it prepared.'
-)
-
-_SPLIT = flags.DEFINE_string(
-    'split',
-    None,
-    'train or test: the real images; by default train, and test for bpd.',
-)
-
-_FEATURES = flags.DEFINE_string(
-    'features',
-    None,
-    'mnist (by default, for images of 28 x 28 x 1), inception (for others),'
-    ' efficientnet, or savedmodel:DIR.',
-)
-
-_INCEPTION_WEIGHTS = flags.DEFINE_string(
-    'inception_weights', None, 'File of --features=inception.'
-)
-
-_OUT = flags.DEFINE_string(
-    'out', None, "JSON file for the result; of several, the last one's."
-)
 
 # Samples of a run that are drawn where no number is asked for.
 _RUN_SAMPLES = 2000
@@ -100,10 +96,10 @@ def main():
   metrics = _check_flags()
   # Scores are to compare: 10 bits of a GPU's matrix units are too few.
   tf.config.experimental.enable_tensor_float_32_execution(False)
-  result = _score_images(metrics) if _SAMPLES.value else _score_run(metrics)
-  if _OUT.value:
+  result = _score_images(metrics) if FLAGS.samples else _score_run(metrics)
+  if FLAGS.out:
     text = json.dumps(result, indent=2) + '\n'
-    files.write_file(_OUT.value, text.encode())
+    files.write_file(FLAGS.out, text.encode())
 
 
 def _check_flags():
@@ -112,25 +108,25 @@ def _check_flags():
     raise UserError(
         'TF_CONFIG is set, but ddpm.evaluate is for one host: unset it'
     )
-  if bool(_WORKDIR.value) == bool(_SAMPLES.value):
+  if bool(FLAGS.workdir) == bool(FLAGS.samples):
     raise UserError('one of --workdir and --samples is needed: what to score')
-  if _SAMPLES.value and not _DATA.value:
+  if FLAGS.samples and not FLAGS.data:
     raise UserError(
         '--data is missing, what --samples are compared with: mnist5k,'
         ' tfds:NAME or folder:PATH'
     )
-  if _SAMPLES.value and _EVERY_CHECKPOINT.value:
+  if FLAGS.samples and FLAGS.every_checkpoint:
     raise UserError('--every_checkpoint is for a --workdir')
-  metrics = set(_METRICS.value)
+  metrics = set(FLAGS.metrics)
   if not metrics or metrics - set(evaluator.MINIMUM):
     raise UserError(
-        f'--metrics is {",".join(_METRICS.value)}, expected some of:'
+        f'--metrics is {",".join(FLAGS.metrics)}, expected some of:'
         f' {", ".join(sorted(evaluator.MINIMUM))}'
     )
-  if _SAMPLES.value and 'bpd' in metrics:
+  if FLAGS.samples and 'bpd' in metrics:
     raise UserError('--metrics=bpd is of a model: it needs --workdir')
-  if _SPLIT.value not in (None, 'train', 'test'):
-    raise UserError(f'--split is {_SPLIT.value!r}, expected train or test')
+  if FLAGS.split not in (None, 'train', 'test'):
+    raise UserError(f'--split is {FLAGS.split!r}, expected train or test')
   return metrics
 
 
@@ -146,16 +142,16 @@ def _check_number(number, metrics):
 def _score_images(metrics):
   """Scores --samples; returns the result."""
   strategy = strategy_lib.local_strategy()
-  samples = sources.samples(_SAMPLES.value)
-  count = _NUM_SAMPLES.value or len(samples)
+  samples = sources.samples(FLAGS.samples)
+  count = FLAGS.num_samples or len(samples)
   _check_number(count, metrics)
   if len(samples) < count:
     raise UserError(
-        f'{_SAMPLES.value} has {len(samples)} images, expected the {count} of'
+        f'{FLAGS.samples} has {len(samples)} images, expected the {count} of'
         ' --num_samples'
     )
-  real = _RealImages(_DATA.value, _DATA_DIR.value, samples.shape)
-  split = _SPLIT.value or 'train'
+  real = _RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
+  split = FLAGS.split or 'train'
   judge = evaluator.Evaluator(
       metrics,
       _extractor(metrics, samples.shape),
@@ -164,10 +160,10 @@ def _score_images(metrics):
       num_samples=count,
       strategy=strategy,
   )
-  result = judge.score(samples, _SAMPLES.value)
+  result = judge.score(samples, FLAGS.samples)
   result['details'] |= {
-      'samples': _SAMPLES.value,
-      'data': _DATA.value,
+      'samples': FLAGS.samples,
+      'data': FLAGS.data,
       'split': split,
   }
   print(report.table(result))
@@ -176,14 +172,14 @@ def _score_images(metrics):
 
 def _score_run(metrics):
   """Scores samples of --workdir; returns the last checkpoint's result."""
-  workdir, count = _WORKDIR.value, _NUM_SAMPLES.value or _RUN_SAMPLES
+  workdir, count = FLAGS.workdir, FLAGS.num_samples or _RUN_SAMPLES
   _check_number(count, metrics)
   run_ = reader.Run(workdir)
   config = run_.config
   strategy = strategy_lib.local_strategy(
       count, virtual_devices=config.distribute.virtual_devices
   )
-  if _EVERY_CHECKPOINT.value:
+  if FLAGS.every_checkpoint:
     paths = checkpoint.find_all(workdir)
   else:
     paths = [checkpoint.find(workdir, 'latest')]
@@ -192,11 +188,11 @@ def _score_run(metrics):
       run_,
       **sampler_flags.settings(), batch_size=batch_size, strategy=strategy
   )
-  name = _DATA.value or config.data.name
+  name = FLAGS.data or config.data.name
   real = _RealImages(
-      name, _DATA_DIR.value or config.data.data_dir, run_.model.image_shape
+      name, FLAGS.data_dir or config.data.data_dir, run_.model.image_shape
   )
-  split = _SPLIT.value or config.data.split
+  split = FLAGS.split or config.data.split
   judge = evaluator.Evaluator(
       metrics,
       _extractor(metrics, run_.model.image_shape),
@@ -214,7 +210,7 @@ def _score_run(metrics):
           '--metrics=bpd is of a process of T steps, which the schedule edm'
           ' does not have'
       )
-    bpd_split = _SPLIT.value or 'test'
+    bpd_split = FLAGS.split or 'test'
     bits = likelihood.BitsPerDim(
         run_,
         real.split(bpd_split),
@@ -227,7 +223,7 @@ def _score_run(metrics):
       count, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
   )  # fmt: skip
   for path in paths:
-    step, weights, params = run_.weights(path, sampler_flags.WEIGHTS.value)
+    step, weights, params = run_.weights(path, FLAGS.weights)
     # Of the weights themselves: a workdir may be emptied and used again.
     digest = hashlib.sha256(params).hexdigest()
     directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest[:8]}')
@@ -271,8 +267,8 @@ def _extractor(metrics, shape):
     return None
   default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
   return extractors.load(
-      _FEATURES.value or default,
-      inception_weights=_INCEPTION_WEIGHTS.value,
+      FLAGS.features or default,
+      inception_weights=FLAGS.inception_weights,
       image_shape=shape,
   )
 
@@ -330,4 +326,4 @@ def _order(n):
 
 
 if __name__ == '__main__':
-  program.start(main)
+  program.start(main, define_flags)

@@ -20,25 +20,27 @@ from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 from ddpm.training import trainer as trainer_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The experiment: a file of configs/.', lock_config=True
-)
+FLAGS = flags.FLAGS
 
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder for checkpoints and logs; shared by all workers.'
-)
 
-_DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Run one step, print the sizes of things, write nothing.'
-)
+def define_flags():
+  config_flags.DEFINE_config_file(
+      'config', None, 'The experiment: a file of configs/.', lock_config=True
+  )
+  flags.DEFINE_string(
+      'workdir', None, 'Folder for checkpoints and logs; shared by all workers.'
+  )
+  flags.DEFINE_bool(
+      'dry_run', False, 'Run one step, print sizes and memory, write nothing.'
+  )
 
 
 def main():
   stop = preemption.StopSignal()
-  config = _CONFIG.value
+  config = FLAGS.config
   if config is None:
     raise UserError('--config is missing: a file of configs/')
-  if not (_DRY_RUN.value or _WORKDIR.value):
+  if not (FLAGS.dry_run or FLAGS.workdir):
     raise UserError('--workdir is missing: a folder for the run')
   config_lib.check_found(config)
   config_lib.validate(config)
@@ -48,11 +50,11 @@ def main():
       config.distribute.strategy,
       virtual_devices=config.distribute.virtual_devices,
   )
-  if _DRY_RUN.value:
+  if FLAGS.dry_run:
     _dry_run(config, strategy)
     return
-  _make_workdir(_WORKDIR.value)
-  trainer_lib.train(config, _WORKDIR.value, strategy, stop)
+  _make_workdir(FLAGS.workdir)
+  trainer_lib.train(config, FLAGS.workdir, strategy, stop)
 
 
 def _dry_run(config, strategy):
@@ -81,4 +83,4 @@ def _make_workdir(workdir):
 
 
 if __name__ == '__main__':
-  program.start(main)
+  program.start(main, define_flags)

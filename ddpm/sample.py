@@ -36,88 +36,84 @@ from ddpm.sampling import sampler as sampler_lib
 _MOST_SEEDS = 100_000_000
 
 # What a device has memory to keep all frames of.
-_MOST_FILMED = 64
+_MOST_ANIMATED = 64
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+FLAGS = flags.FLAGS
 
-_OUTDIR = flags.DEFINE_string('outdir', None, 'Folder for the images.')
 
-_SEEDS = flags.DEFINE_string(
-    'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
-)
-
-_LABELS = flags.DEFINE_string(
-    'labels',
-    'all',
-    'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
-    ' seed mod the number of classes.',
-)
-
-_BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size',
-    None,
-    'Images drawn at once on each device; by default as many as it has use'
-    ' for.',
-)
-
-_PRECISION = flags.DEFINE_string(
-    'precision',
-    None,
-    'float32, mixed_bfloat16 or mixed_float16; by default what the config'
-    ' says.',
-)
-
-_CHECKPOINT = flags.DEFINE_string(
-    'checkpoint',
-    'latest',
-    'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
-)
-
-_PNG = flags.DEFINE_bool('png', False, 'One file an image, too: png/SEED.png.')
-
-_FILM = flags.DEFINE_bool(
-    'film', False, 'The way from noise to the grid, too: film.png, animated.'
-)
-
-_INTERPOLATE = flags.DEFINE_string(
-    'interpolate',
-    None,
-    'SEED_A,SEED_B,N: instead of --seeds N images, from that of one seed to'
-    ' that of another.',
-)
-
-_DENOISE_FROM = flags.DEFINE_string(
-    'denoise_from',
-    None,
-    'Picture that is noised, and denoised again, once for each seed.',
-)
-
-_AT = flags.DEFINE_float(
-    'at',
-    0.5,
-    'How far --denoise_from noises it: a fraction of the process; 1 leaves'
-    ' nothing of it.',
-)
-
-_INPAINT = flags.DEFINE_string(
-    'inpaint',
-    None,
-    'Picture, a part of which is painted anew, once for each seed.',
-)
-
-_MASK = flags.DEFINE_string(
-    'mask', None, 'Picture that is white where --inpaint is to paint.'
-)
+def define_flags():
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string('outdir', None, 'Folder for the images.')
+  flags.DEFINE_string(
+      'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
+  )
+  flags.DEFINE_string(
+      'labels',
+      'all',
+      'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
+      ' seed mod the number of classes.',
+  )
+  flags.DEFINE_integer(
+      'batch_size',
+      None,
+      'Images drawn at once on each device; by default as many as it has use'
+      ' for.',
+  )
+  flags.DEFINE_string(
+      'precision',
+      None,
+      'float32, mixed_bfloat16 or mixed_float16; by default what the config'
+      ' says.',
+  )
+  flags.DEFINE_string(
+      'checkpoint',
+      'latest',
+      'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
+  )
+  flags.DEFINE_bool('png', False, 'One file an image, too: png/SEED.png.')
+  flags.DEFINE_bool(
+      'animation', False, 'Also write animation.png: from noise to the grid.'
+  )
+  flags.DEFINE_string(
+      'interpolate',
+      None,
+      'SEED_A,SEED_B,N: instead of --seeds N images, from that of one seed to'
+      ' that of another.',
+  )
+  flags.DEFINE_string(
+      'init_image',
+      None,
+      'Picture to noise and denoise again, once per seed (SDEdit).',
+  )
+  flags.DEFINE_float(
+      'strength',
+      0.5,
+      'How much noise --init_image gets: a fraction of the process; 1 leaves'
+      ' nothing of the picture.',
+  )
+  flags.DEFINE_string(
+      'inpaint',
+      None,
+      'Picture, a part of which is painted anew, once for each seed.',
+  )
+  flags.DEFINE_string(
+      'mask', None, 'Picture that is white where --inpaint is to paint.'
+  )
+  # Their older names.
+  flags.DEFINE_alias('film', 'animation')
+  flags.DEFINE_alias('denoise_from', 'init_image')
+  flags.DEFINE_alias('at', 'strength')
+  sampler_flags.define_flags()
 
 
 def main():
   preemption.StopSignal()  # What was drawn is on disk: it ends at once.
   started = time.monotonic()
-  if not _WORKDIR.value or not _OUTDIR.value:
+  if not FLAGS.workdir or not FLAGS.outdir:
     raise UserError('--workdir and --outdir are needed: the run, and a folder')
   check_flags()
   host, hosts = cluster.this_host()
-  model = reader.Run(_WORKDIR.value, precision=_PRECISION.value)
+  model = reader.Run(FLAGS.workdir, precision=FLAGS.precision)
   columns = _columns()
   strategy = strategy_lib.local_strategy(
       len(columns['seeds']),
@@ -125,10 +121,10 @@ def main():
   )
   job, details = _make_job(model, columns, strategy, host, hosts)
   if job.is_finished():
-    logging.info('%s is finished: there is nothing to draw', _OUTDIR.value)
+    logging.info('%s is finished: there is nothing to draw', FLAGS.outdir)
     if host == 0:
       job.clear()
-      if _PNG.value:
+      if FLAGS.png:
         job.write_pngs()
     return
   job.begin()
@@ -140,60 +136,60 @@ def main():
   )  # fmt: skip
   job.draw()
   if host:
-    logging.info('host %d is done; host 0 writes %s', host, _OUTDIR.value)
+    logging.info('host %d is done; host 0 writes %s', host, FLAGS.outdir)
     return
   job.wait()
   job.assemble()
-  if _PNG.value:
+  if FLAGS.png:
     job.write_pngs()
   job.finish(details | {'seconds': time.monotonic() - started})
   job.clear()
-  logging.info('wrote %s', _OUTDIR.value)
+  logging.info('wrote %s', FLAGS.outdir)
 
 
 def _columns():
   """What is to be drawn: seeds [N], or with fractions [N] pairs [N, 2]."""
-  if _INTERPOLATE.value:
-    return parse_interpolation(_INTERPOLATE.value)
-  return {'seeds': parse_seeds(_SEEDS.value)}
+  if FLAGS.interpolate:
+    return parse_interpolation(FLAGS.interpolate)
+  return {'seeds': parse_seeds(FLAGS.seeds)}
 
 
 def _make_job(model, columns, strategy, host, hosts):
   """The job that the flags describe, and what else its manifest tells."""
   seeds = columns['seeds'].reshape(len(columns['seeds']), -1)[:, 0]
-  if _FILM.value and len(seeds) > _MOST_FILMED:
+  if FLAGS.animation and len(seeds) > _MOST_ANIMATED:
     raise UserError(
-        f'--film is of at most {_MOST_FILMED} images, but there are'
+        f'--animation takes at most {_MOST_ANIMATED} images, but there are'
         f' {len(seeds)}'
     )
-  labels = parse_labels(_LABELS.value, seeds, model.config.model.num_classes)
+  labels = parse_labels(FLAGS.labels, seeds, model.config.model.num_classes)
   if labels is not None:
     columns = columns | {'labels': labels}
   given, mask, pictured = _pictures(model)
   settings = sampler_flags.settings()
-  if _INTERPOLATE.value and settings['eta'] is None:
+  if FLAGS.interpolate and settings['eta'] is None:
     settings['eta'] = 0.0  # The way is between the first noises alone.
-  path = checkpoint.find(_WORKDIR.value, _CHECKPOINT.value)
+  path = checkpoint.find(FLAGS.workdir, FLAGS.checkpoint)
   sampler = sampler_lib.for_run(
       model,
       **settings,
       batch_size=device_map.batch_size(
-          strategy, min(len(seeds), shards.ROWS), most=_BATCH_SIZE.value
+          strategy, min(len(seeds), shards.ROWS), most=FLAGS.batch_size
       ),
       strategy=strategy,
-      image=given,
+      init_image=given,
       mask=mask,
-      at=_AT.value if _DENOISE_FROM.value else 1.0,
-      film=_FILM.value,
+      strength=FLAGS.strength if FLAGS.init_image else 1.0,
+      animation=FLAGS.animation,
   )
-  if _INTERPOLATE.value and sampler.is_noisy:
+  if FLAGS.interpolate and sampler.is_noisy:
     raise UserError(
         '--interpolate needs a sampler that adds no noise, but this is'
         f' {sampler.name} with eta {sampler.eta}: use --sampler=dpmpp_2m'
     )
-  step, weights, params = model.weights(path, sampler_flags.WEIGHTS.value)
+  step, weights, params = model.weights(path, FLAGS.weights)
   job = job_lib.Job(
-      _OUTDIR.value,
+      FLAGS.outdir,
       functools.partial(sampler, params),
       columns,
       identity={
@@ -203,14 +199,14 @@ def _make_job(model, columns, strategy, host, hosts):
           'eta': sampler.eta,
           'sampler_digest': sampler.digest,
           'guidance': sampler.guidance,
-          'labels': _LABELS.value,
-          'seeds': None if _INTERPOLATE.value else _SEEDS.value,
+          'labels': FLAGS.labels,
+          'seeds': None if FLAGS.interpolate else FLAGS.seeds,
           'precision': model.precision,
-          'film': _FILM.value,
-          'interpolate': _INTERPOLATE.value,
+          'animation': FLAGS.animation,
+          'interpolate': FLAGS.interpolate,
       } | pictured,
       given=given,
-      grid_columns=len(seeds) if _INTERPOLATE.value else None,
+      grid_columns=len(seeds) if FLAGS.interpolate else None,
       host=host,
       hosts=hosts,
   )
@@ -233,22 +229,24 @@ def _make_job(model, columns, strategy, host, hosts):
 
 def check_flags():
   """Raises UserError if a flag is out of range, or lacks its partner."""
-  if _BATCH_SIZE.value is not None and _BATCH_SIZE.value < 1:
-    raise UserError(f'--batch_size is {_BATCH_SIZE.value}, expected 1 or more')
+  if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
+    raise UserError(f'--batch_size is {FLAGS.batch_size}, expected 1 or more')
   what = [
-      flag.name
-      for flag in (_INTERPOLATE, _DENOISE_FROM, _INPAINT)
-      if flag.value
+      name
+      for name in ('interpolate', 'init_image', 'inpaint')
+      if FLAGS[name].value
   ]
   if len(what) > 1:
     raise UserError(f'expected one of --{" and --".join(what)}')
-  if _INTERPOLATE.value and _SEEDS.present:
+  if FLAGS.interpolate and FLAGS['seeds'].present:
     raise UserError('--interpolate names its seeds: leave out --seeds')
-  if _AT.present and not _DENOISE_FROM.value:
-    raise UserError('--at is of --denoise_from, which is missing')
-  if not 0.0 < _AT.value <= 1.0:
-    raise UserError(f'--at is {_AT.value}, expected more than 0, to 1')
-  if bool(_INPAINT.value) != bool(_MASK.value):
+  if not FLAGS['strength'].using_default_value and not FLAGS.init_image:
+    raise UserError('--strength needs --init_image, which is missing')
+  if not 0.0 < FLAGS.strength <= 1.0:
+    raise UserError(
+        f'--strength is {FLAGS.strength}, expected more than 0, at most 1'
+    )
+  if bool(FLAGS.inpaint) != bool(FLAGS.mask):
     raise UserError(
         '--inpaint and --mask go together: the picture, and one of its size'
         ' that is white where it is to be painted'
@@ -256,21 +254,21 @@ def check_flags():
 
 
 def _pictures(model):
-  """What --denoise_from, --inpaint and --mask name.
+  """What --init_image, --inpaint and --mask name.
 
   Returns:
     uint8 [H, W, C] or None, bool [H, W, 1] or None, and what they add to the
     identity of the job.
   """
-  path = _DENOISE_FROM.value or _INPAINT.value
+  path = FLAGS.init_image or FLAGS.inpaint
   if not path:
     return None, None, {}
   shape = model.model.image_shape
   given, mask = pictures.read(path, shape), None
-  told = {'denoise_from': path, 'at': _AT.value}
-  if _INPAINT.value:
-    mask = pictures.read_mask(_MASK.value, path, shape)
-    told = {'inpaint': path, 'mask': _MASK.value}
+  told = {'init_image': path, 'strength': FLAGS.strength}
+  if FLAGS.inpaint:
+    mask = pictures.read_mask(FLAGS.mask, path, shape)
+    told = {'inpaint': path, 'mask': FLAGS.mask}
   digest = hashlib.sha256(given)
   if mask is not None:
     digest.update(mask)
@@ -356,4 +354,4 @@ def parse_labels(text, seeds, num_classes):
 
 
 if __name__ == '__main__':
-  program.start(main)
+  program.start(main, define_flags)

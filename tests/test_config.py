@@ -60,8 +60,8 @@ def test_an_unknown_variant_is_refused(module):
         ('model.dropout', 1.0, 'dropout is 1.0, expected < 1'),
         ('sample.steps', 1001, 'steps is 1001, expected at most'),
         ('sample.eta', 1.5, 'sample.eta is 1.5, expected 0 to 1'),
-        ('diffusion.sigma_min', 90.0, 'sigma_min is 90.0 and diffusion.sigma'),
-        ('diffusion.rho', 0.0, 'diffusion.rho is 0.0, expected more than 0'),
+        ('sample.sigma_min', 90.0, 'sigma_min is 90.0 and sample.sigma'),
+        ('sample.rho', 0.0, 'sample.rho is 0.0, expected more than 0'),
         ('model.channel_multipliers', (), 'channel_multipliers is empty'),
         ('ema.decays', (), 'decays is empty'),
         ('ema.decays', (1.0,), 'decays has 1.0'),
@@ -69,9 +69,9 @@ def test_an_unknown_variant_is_refused(module):
         ('model.norm_groups', 7, 'not divisible by model.norm_groups 7'),
         ('model.head_channels', 7, 'not divisible by model.head_channels 7'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),
-        ('model.downsample_padding', 'x', "padding is 'x', expected one of"),
-        ('model.embedding_order', 'x', "order is 'x', expected one of"),
-        ('model.embedding_shift', 2, 'shift is 2, expected one of: 0, 1'),
+        ('model.compat.downsample_padding', 'x', "padding is 'x', expected"),
+        ('model.compat.embedding_order', 'x', "order is 'x', expected one of"),
+        ('model.compat.embedding_shift', 2, 'shift is 2, expected one of'),
         ('model.variant', 'adm', "variant is 'adm', expected one of: ddpm"),
         ('model.init', 'x', "init is 'x', expected one of: ho"),
         ('diffusion.timesteps', 'x', "timesteps is 'x', expected one of"),
@@ -132,7 +132,7 @@ def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):
   config.update_from_flattened_dict({
       'train.num_steps': 9, 'train.log_every_steps': 9, 'jit_compile': False,
       'distribute.strategy': 'mirrored', 'data.data_dir': '/elsewhere',
-      'diffusion.rho': 9.0, 'sample.steps': 9,
+      'sample.rho': 9.0, 'sample.steps': 9,
   })  # fmt: skip
   config_lib.check_same_trajectory(config, str(tmp_path))
   config.update_from_flattened_dict({

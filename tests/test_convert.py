@@ -73,9 +73,9 @@ def refusal(directory, config):
             'diffusion.loss': 'vlb',
             'diffusion.schedule': 'cosine',
             'diffusion.prediction': 'v',
-            'model.downsample_padding': 'symmetric',
-            'model.embedding_order': 'cos_sin',
-            'model.embedding_shift': 0,
+            'model.compat.downsample_padding': 'symmetric',
+            'model.compat.embedding_order': 'cos_sin',
+            'model.compat.embedding_shift': 0,
             'model.norm_epsilon': 1e-5,
         },
         {

@@ -141,11 +141,11 @@ def test_edm_steps_are_equation_5():
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine'])
-def test_steps_by_noise(schedule):
+def test_steps_karras_spacing(schedule):
   betas = schedules.betas_for(schedule, 1000, beta_start=1e-4, beta_end=0.02)
   process = process_lib.Diffusion(betas)
   ratios = np.sqrt(1 / process.alphas_cumprod - 1)
-  steps = process.steps(10, by_noise=True)
+  steps = process.steps(10, karras_spacing=True)
   first, last = min(80, ratios[-1]) ** (1 / 7), ratios[0] ** (1 / 7)
   expected = (first + np.arange(10) / 9 * (last - first)) ** 7
   np.testing.assert_allclose(steps.sigma / steps.alpha, expected, rtol=1e-9)
@@ -157,12 +157,12 @@ def test_steps_by_noise(schedule):
   np.testing.assert_allclose(steps.time[-1], 0, atol=1e-9)
 
 
-def test_steps_by_noise_between_two_levels():
+def test_steps_karras_spacing_between_two_levels():
   process = process_lib.Diffusion(
       LINEAR, sigma_min=0.05, sigma_max=20.0, rho=3.0
   )
   expected = np.linspace(20 ** (1 / 3), 0.05 ** (1 / 3), 6) ** 3
-  steps = process.steps(6, by_noise=True)
+  steps = process.steps(6, karras_spacing=True)
   np.testing.assert_allclose(steps.sigma / steps.alpha, expected, rtol=1e-9)
 
 
@@ -171,21 +171,22 @@ def test_steps_from_a_part_of_the_process(at):
   process = process_lib.Diffusion(LINEAR, sigma_min=0.05)
   begin = round(at * 1000)
   ratios = np.sqrt(1 / process.alphas_cumprod - 1)
-  steps = process.steps(4, at=at)
+  steps = process.steps(4, strength=at)
   assert steps.t[0] == begin - 1 and steps.t[-1] == 0
-  steps = process.steps(4, by_noise=True, at=at)
+  steps = process.steps(4, karras_spacing=True, strength=at)
   ratio = steps.sigma / steps.alpha
   assert ratio[0] == pytest.approx(ratios[begin - 1])
   # Below sigma_min it goes to the schedule's own end.
   assert ratio[-1] == pytest.approx(0.05 if at == 0.5 else ratios[0])
   assert np.all(np.diff(ratio) < 0)
   with pytest.raises(ValueError, match=f'steps is 501, expected 1 to {begin}'):
-    process.steps(501, at=at)
+    process.steps(501, strength=at)
 
 
 def test_edm_steps_from_a_part_of_the_process():
   """The share of the way down in sigma^(1 / rho)."""
-  whole, half = process_lib.EDM().steps(9), process_lib.EDM().steps(5, at=0.5)
+  whole = process_lib.EDM().steps(9)
+  half = process_lib.EDM().steps(5, strength=0.5)
   np.testing.assert_allclose(half.sigma, whole.sigma[4:], rtol=1e-9)
 
 

@@ -173,6 +173,7 @@ import json, sys
 from absl import flags
 from ddpm import evaluate
 from ddpm.runtime.errors import UserError
+evaluate.define_flags()
 for argv in json.load(sys.stdin):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()

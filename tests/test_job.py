@@ -122,21 +122,21 @@ def test_a_film_is_of_the_grid(tmp_path):
 
   given = np.full([2, 2, 1], 200, np.uint8)
   job = job_lib.Job(
-      str(tmp_path), draw, {'seeds': np.arange(3)}, identity={'film': True},
-      given=given, grid_columns=4,
+      str(tmp_path), draw, {'seeds': np.arange(3)},
+      identity={'animation': True}, given=given, grid_columns=4,
   )  # fmt: skip
   job.begin()
   job.draw()
   job.assemble()
   images = np.load(tmp_path / 'samples.npz')['images']
   np.testing.assert_array_equal(images, np.full([3, 2, 2, 1], 40))
-  with Image.open(tmp_path / 'film.png') as film:
+  with Image.open(tmp_path / 'animation.png') as film:
     assert film.n_frames == 5 and film.size == (18, 6)
     for k, frame in enumerate(ImageSequence.Iterator(film)):
       assert [frame.getpixel((x, 2)) for x in (2, 6, 10)] == [
           200, 10 * k, 10 * k,
       ]  # fmt: skip
   with Image.open(tmp_path / 'grid.png') as grid, \
-      Image.open(tmp_path / 'film.png') as film:
+      Image.open(tmp_path / 'animation.png') as film:
     film.seek(4)
     np.testing.assert_array_equal(np.asarray(grid), np.asarray(film))

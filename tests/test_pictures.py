@@ -87,8 +87,8 @@ def test_refuses_masks(tmp_path):
 def test_a_film_shows_its_end_longer(tmp_path, channels):
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, [4, 6, 5, channels], np.uint8)
-  path = tmp_path / 'film.png'
-  pictures.write_film(str(path), list(frames))
+  path = tmp_path / 'animation.png'
+  pictures.write_animation(str(path), list(frames))
   with Image.open(path) as film:
     assert film.n_frames == 4 and film.info['loop'] == 0
     for k, frame in enumerate(frames):
@@ -99,13 +99,13 @@ def test_a_film_shows_its_end_longer(tmp_path, channels):
 
 def test_a_large_film_is_shrunk(tmp_path):
   frames = np.zeros([2, 1500, 900, 1], np.uint8)
-  pictures.write_film(str(tmp_path / 'film.png'), list(frames))
-  with Image.open(tmp_path / 'film.png') as film:
+  pictures.write_animation(str(tmp_path / 'animation.png'), list(frames))
+  with Image.open(tmp_path / 'animation.png') as film:
     assert film.size == (450, 750)
 
 
 def test_a_film_is_as_large_as_its_grid(tmp_path):
   images = np.zeros([5, 8, 8, 3], np.uint8)
-  pictures.write_film(str(tmp_path / 'a.png'), [png.grid(images)] * 2)
+  pictures.write_animation(str(tmp_path / 'a.png'), [png.grid(images)] * 2)
   with Image.open(tmp_path / 'a.png') as film:
     assert film.size == (32, 22)

@@ -206,15 +206,15 @@ def test_paints_a_part_of_a_picture_and_films_it(workdir, tmp_path):
   ]
   draw(workdir, out, *flags, '--seeds=0-2', '--film', '--steps=4')
   assert {path.name for path in out.iterdir()} == {
-      'samples.npz', 'grid.png', 'film.png', 'manifest.json',
+      'samples.npz', 'grid.png', 'animation.png', 'manifest.json',
   }  # fmt: skip
   images = np.load(out / 'samples.npz')['images'][..., 0]
   assert np.abs(images[:, :, :14].astype(int) - pixels[:, :14]).max() == 0
   assert images[:, :, 14:].std(axis=0).max() > 0
-  with Image.open(out / 'film.png') as film:
+  with Image.open(out / 'animation.png') as film:
     assert film.n_frames == 5
   told = manifest(out)
-  assert told['inpaint'].endswith('a.png') and told['film'] is True
+  assert told['inpaint'].endswith('a.png') and told['animation'] is True
   # The picture is the grid's first image, and a part of what the job is.
   grid = np.asarray(Image.open(out / 'grid.png'))
   np.testing.assert_array_equal(grid[2:30, 2:30], pixels)
@@ -232,7 +232,7 @@ def test_noises_a_picture_and_denoises_it(workdir, tmp_path):
       '--seeds=0-3', '--steps=8',
   )  # fmt: skip
   told = manifest(tmp_path / 'out')
-  assert told['at'] == 0.25 and told['steps'] == 8
+  assert told['strength'] == 0.25 and told['steps'] == 8
   assert np.load(tmp_path / 'out' / 'samples.npz')['images'].shape[0] == 4
   assert np.asarray(Image.open(tmp_path / 'out' / 'grid.png')).shape == (62, 92)
 
@@ -260,7 +260,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
     [
         (['--sampler=euler'], "--sampler is 'euler', expected one of"),
         (['--steps=41'], '--steps is 41, expected 1 to 40'),
-        (['--eta=0.5'], '--eta is 0.5, which is of ddim and dpmpp_2m, but'),
+        (['--eta=0.5'], '--eta is 0.5, which only ddim and dpmpp_2m take'),
         (['--seeds=5-1'], "--seeds is '5-1', expected"),
         (['--batch_size=0'], '--batch_size is 0, expected 1 or more'),
         (['--checkpoint=3'], 'has the steps: 2, 4'),
@@ -271,7 +271,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
         (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
         (['--interpolate=1,2,3'], 'needs a sampler that adds no noise, but'),
         (['--denoise_from=no.png'], 'no.png cannot be read'),
-        (['--film', '--seeds=0-64'], '--film is of at most 64 images, but'),
+        (['--film', '--seeds=0-64'], '--animation takes at most 64 images'),
     ],
 )
 def test_refuses_in_one_line(workdir, tmp_path, args, message):
@@ -303,21 +303,33 @@ def test_refuses_an_empty_workdir(tmp_path):
   assert 'has no checkpoints: train first' in refused(*flags)
 
 
+@pytest.fixture(scope='module')
+def own_flags():
+  """The flags of ddpm.sample, defined as at its start."""
+  others = set(absl_flags.FLAGS)
+  sample.define_flags()
+  absl_flags.FLAGS.mark_as_parsed()
+  yield
+  for name in set(absl_flags.FLAGS) - others:
+    delattr(absl_flags.FLAGS, name)
+
+
 @pytest.mark.parametrize(
     'flags, message',
     [
-        ({'at': 0.3}, '--at is of --denoise_from'),
-        ({'at': 0.0, 'denoise_from': 'a'}, '--at is 0.0, expected more than 0'),
-        ({'at': 1.1, 'denoise_from': 'a'}, '--at is 1.1, expected more than 0'),
+        ({'strength': 0.3}, '--strength needs --init_image'),
+        ({'strength': 0.0, 'init_image': 'a'},
+         '--strength is 0.0, expected more than 0'),
+        ({'strength': 1.1, 'init_image': 'a'},
+         '--strength is 1.1, expected more than 0'),
         ({'inpaint': 'a'}, '--inpaint and --mask go together'),
         ({'mask': 'a'}, '--inpaint and --mask go together'),
-        ({'inpaint': 'a', 'mask': 'b', 'denoise_from': 'c'},
-         'expected one of --denoise_from and --inpaint'),
+        ({'inpaint': 'a', 'mask': 'b', 'init_image': 'c'},
+         'expected one of --init_image and --inpaint'),
         ({'interpolate': '1,2,3', 'seeds': '0-9'}, 'leave out --seeds'),
     ],
 )  # fmt: skip
-def test_flags_that_do_not_fit_together(flags, message):
-  absl_flags.FLAGS.mark_as_parsed()
+def test_flags_that_do_not_fit_together(own_flags, flags, message):
   with (
       flagsaver.as_parsed(**{name: str(v) for name, v in flags.items()}),
       pytest.raises(UserError, match=message),

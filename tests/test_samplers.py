@@ -192,10 +192,11 @@ def moments(process, sampler, steps, *, std, share=None, **kwargs):
   for i in range(len(alpha)):
     row = {name: column[i] for name, column in rows.items()}
     a = np.array([
-        [row['x_x0'] * gain[i] + row['x_x'], row['x_m']],
-        [row['m_x0'] * gain[i] + row['m_x'], 0.0],
+        [row['from_x0'] * gain[i] + row['from_x'], row['from_previous']],
+        [row['keep_x0'] * gain[i] + row['keep_x'], 0.0],
     ])  # fmt: skip
-    b = np.array([row['x_x0'], row['m_x0']]) * (1 - gain[i] * alpha[i]) * 0.2
+    b = np.array([row['from_x0'], row['keep_x0']])
+    b *= (1 - gain[i] * alpha[i]) * 0.2
     noise = row['noise']
     if share is not None:
       low, high = row['log_posterior'], row['log_beta']
@@ -326,7 +327,7 @@ def test_eta_of_dpmpp_2m_is_k_diffusions():
 
 def test_steps_of_who_names_a_sampler_alone():
   assert solvers.default_steps('ancestral', 4000) == 4000
-  for sampler in solvers.SAMPLERS:
+  for sampler in solvers.SOLVERS:
     assert solvers.default_steps(sampler, 10) == 10
     assert solvers.default_steps(sampler, 1000) >= 18
 
@@ -339,14 +340,14 @@ def test_refuses_an_unknown_sampler():
 
 def test_which_samplers_take_eta():
   for sampler, eta in (('ddim', 1.0), ('dpmpp_2m', 0.5), ('heun', 0.0)):
-    solvers.check_eta(sampler, eta, '--eta')
+    solvers.check(sampler, eta, prefix='--')
   for sampler in ('ancestral', 'heun'):
-    message = f'--eta is 0.5, which is of ddim and dpmpp_2m, .* is {sampler}'
+    message = f'--eta is 0.5, which only ddim and dpmpp_2m take, .* {sampler}'
     with pytest.raises(ValueError, match=message):
-      solvers.check_eta(sampler, 0.5, '--eta')
+      solvers.check(sampler, 0.5, prefix='--')
   for eta in (-0.1, 1.1, float('nan')):
     with pytest.raises(ValueError, match=f'--eta is {eta}, expected 0 to 1'):
-      solvers.check_eta('ddim', eta, '--eta')
+      solvers.check('ddim', eta, prefix='--')
 
 
 def test_the_digest_is_of_all_that_makes_the_table():
@@ -453,14 +454,15 @@ def test_an_interpolation_begins_and_ends_at_the_images_of_its_seeds():
   assert steps.max() < np.abs(ends[0] - ends[1]).mean()
 
 
-@pytest.mark.parametrize('sampler', solvers.SAMPLERS)
+@pytest.mark.parametrize('sampler', solvers.SOLVERS)
 def test_what_is_not_painted_stays(sampler):
   network = Network()
   image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
   mask = np.zeros([8, 8, 1], bool)
   mask[:, 5:] = True
   painted = drawn(
-      make_sampler(network, sampler=sampler, image=image, mask=mask), network,
+      make_sampler(network, sampler=sampler, init_image=image, mask=mask),
+      network,
       np.arange(3),
   )  # fmt: skip
   np.testing.assert_array_equal(
@@ -505,18 +507,18 @@ def test_the_further_it_is_noised_the_less_is_left(schedule):
   whole = drawn(make_sampler(network, steps=10), network, np.arange(4))
   distances = []
   for at in (0.1, 0.5, 0.9):
-    sampler = make_sampler(network, steps=10, image=image, at=at)
+    sampler = make_sampler(network, steps=10, init_image=image, strength=at)
     images = drawn(sampler, network, np.arange(4))
     distances.append(np.abs(images - image).mean())
   assert distances[0] < distances[1] < distances[2]
-  sampler = make_sampler(network, steps=10, image=image, at=1.0)
+  sampler = make_sampler(network, steps=10, init_image=image, strength=1.0)
   np.testing.assert_array_equal(drawn(sampler, network, np.arange(4)), whole)
 
 
 def test_denoising_from_a_level_is_the_closed_form():
   """x_0 noised to half of T and denoised by the probability flow."""
   process = process_lib.Diffusion(LINEAR, prediction='v')
-  levels = solvers.steps_for(process, 'ddim', 500, at=0.5)
+  levels = solvers.steps_for(process, 'ddim', 500, strength=0.5)
   assert levels.t[0] == 499 and levels.t[-1] == 0
   rows = solvers.table(process, levels, sampler='ddim')
   keys = rng.fold_in(rng.key(0), tf.range(50))
@@ -538,7 +540,7 @@ def test_a_film_goes_from_noise_to_the_image(steps):
   network = Network()
   images = drawn(make_sampler(network, steps=steps), network, np.arange(6))
   film = drawn(
-      make_sampler(network, steps=steps, film=True), network, np.arange(6)
+      make_sampler(network, steps=steps, animation=True), network, np.arange(6)
   )
   assert film.shape == (6, steps + 1, 8, 8, 1)
   np.testing.assert_array_equal(film[:, -1], images)
@@ -551,7 +553,7 @@ def test_a_film_goes_from_noise_to_the_image(steps):
 def test_a_long_film_skips_steps():
   network = Network()
   network.diffusion = process_lib.Diffusion(LINEAR)
-  sampler = make_sampler(network, sampler='ddim', steps=200, film=True)
+  sampler = make_sampler(network, sampler='ddim', steps=200, animation=True)
   film = drawn(sampler, network, np.arange(2))
   assert film.shape == (2, 61, 8, 8, 1)
   images = drawn(

@@ -112,7 +112,7 @@ EDM = {
 def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
   """The memory of losses, classes, averages: on two replicas, in parts."""
   one = make_trainer(1, **WITHOUT_XLA, **settings)
-  parts = {'train.accumulation_steps': 2, 'model.remat': True}
+  parts = {'train.accumulation_steps': 2, 'train.remat': True}
   two = make_trainer(2, **WITHOUT_XLA, **settings, **parts)
   losses = losses_of(one, steps)
   np.testing.assert_allclose(losses_of(two, steps), losses, rtol=1e-3)

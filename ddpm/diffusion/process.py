@@ -241,19 +241,19 @@ class Diffusion(_Process):
         tf.gather(tf.constant(self._times, tf.float32), t),
     )
 
-  def steps(self, number, *, by_noise=False, at=1.0):
+  def steps(self, number, *, karras_spacing=False, strength=1.0):
     """The `Steps` of a sampler.
 
     Args:
-      number: how many, 1 to `at` T.
-      by_noise: whether they are spaced as in `EDM`, by sigma / alpha, with the
-        time between two timesteps where a level is; else they are evenly spaced
-        timesteps.
-      at: fraction of T that they begin at; 1 for noise alone.
+      number: how many, 1 to `strength` T.
+      karras_spacing: whether they are spaced as in `EDM`, by sigma / alpha,
+        with a time between two timesteps for a level between them; otherwise
+        they are evenly spaced timesteps.
+      strength: fraction of T that they begin at; 1 for noise alone.
     """
-    begin = max(1, round(at * self.num_timesteps))
+    begin = max(1, round(strength * self.num_timesteps))
     t = schedules.timesteps_for(begin, number)
-    if not by_noise:
+    if not karras_spacing:
       return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
     ratios = (self._sigmas / self._alphas)[:begin]
     high = min(ratios[-1], self._sigma_max)
@@ -365,21 +365,21 @@ class EDM(_Process):
     sigma = tf.reshape(t, [-1, 1, 1, 1])
     return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
 
-  def steps(self, number, *, by_noise=True, at=1.0):
+  def steps(self, number, *, karras_spacing=True, strength=1.0):
     """The `Steps` of a sampler, equation 5 of Karras et al. 2022.
 
     Args:
       number: how many, 1 to `num_timesteps`.
-      by_noise: they always are: there are no timesteps to space evenly.
-      at: how far up these levels they begin; 1 for sigma_max.
+      karras_spacing: they always are: there are no timesteps to space evenly.
+      strength: how far up these levels they begin; 1 for sigma_max.
     """
-    del by_noise
+    del karras_spacing
     if not 1 <= number <= self.num_timesteps:
       raise ValueError(
           f'steps is {number}, expected 1 to {self.num_timesteps}'
       )
     low, high = self._sigma_min, self.prior_sigma
-    begin = schedules.karras_sigma(1.0 - at, high, low, self._rho)
+    begin = schedules.karras_sigma(1.0 - strength, high, low, self._rho)
     sigma = schedules.karras_sigmas(number, begin, low, self._rho)
     t = np.arange(number)[::-1]
     return Steps(np.ones(number), sigma, np.log(sigma) / 4.0, t)

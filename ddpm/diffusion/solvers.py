@@ -1,149 +1,234 @@
-""""""
+"""Solvers of the reverse process, as coefficients of one loop.
+
+A solver turns the levels that it goes through into rows of coefficients, one
+row per call of the network. The loop carries x and one more image m, and a
+row means
+
+  x' = from_x0 * x_0 + from_x * x + from_previous * m + noise * z
+  m' = keep_x0 * x_0 + keep_x * x,   z ~ N(0, I)
+
+where x_0 is the network's estimate, clipped to [-1, 1] where the solver clips.
+Everything here is float64 NumPy. Symbols: alpha and sigma are those of the
+level t that a step starts at, alpha_s and sigma_s of the level s where it ends.
+
+To add a solver, write its function and its row in SOLVERS.
+"""
+
+import dataclasses
+import typing
 
 import numpy as np
 
 from ddpm.diffusion import schedules
 
-SAMPLERS = ('ancestral', 'ddim', 'dpmpp_2m', 'heun')
 
-_TAKE_ETA = ('ddim', 'dpmpp_2m')
+@dataclasses.dataclass(frozen=True)
+class Solver:
+  """A solver, and how it is used.
 
-
-def steps_for(diffusion, sampler, number, *, at=1.0):
-  """The `process.Steps` that a sampler takes.
-
-  Those of second order go along lines in sigma / alpha, which evenly spaced
-  timesteps may cut to a thousandth in one step: they take Karras et al.'s.
+  Attributes:
+    rows: function (`Path`, eta) -> dict of float64 arrays, the coefficients
+      of each row. Those that it leaves out are 0.
+    default_steps: steps that make good images; None for all T.
+    takes_eta: whether eta says how much noise it adds.
+    karras_spacing: whether its steps are spaced by noise, as in Karras et al.
+      2022. Second-order solvers follow lines in sigma / alpha, of which evenly
+      spaced timesteps may cut off a factor of 1000 in one step.
+    clips: whether x_0 is clipped to [-1, 1], as in Ho's code.
   """
-  by_noise = sampler in ('dpmpp_2m', 'heun')
-  return diffusion.steps(number, by_noise=by_noise, at=at)
+
+  rows: typing.Callable
+  default_steps: int | None
+  takes_eta: bool = False
+  karras_spacing: bool = False
+  clips: bool = True
 
 
-def table(diffusion, steps, *, sampler, eta=0.0):
-  """The table of a sampler.
+class Path(typing.NamedTuple):
+  """The levels of N steps, each from (alpha, sigma) to (alpha_s, sigma_s).
 
-  Args:
-    diffusion: of `diffusion`, the process.
-    steps: its `process.Steps`, N of them.
-    sampler: 'ancestral', equations 6 and 7 of Ho et al. 2020, with the
-      process's variance; 'ddim', equation 12 of Song et al. 2021; 'dpmpp_2m',
-      algorithm 2 of Lu et al. 2022, "DPM-Solver++"; 'heun', algorithm 1 of
-      Karras et al. 2022, which asks the network 2 N - 1 times.
-    eta: of ddim, 0 for no noise, 1 for the posterior's; of dpmpp_2m, 1 for
-      their SDE-DPM-Solver++, and between as in k-diffusion.
-
-  Returns:
-    Dict of NumPy arrays [rows], float64 but for the number 't': the levels'
-    alpha, sigma and time, and the coefficients of the loop; with a learned
-    variance log_beta and log_posterior, between which a step's lies, too. The
-    last step adds no noise.
-
-  Raises:
-    ValueError: an unknown sampler.
+  Attributes:
+    alpha, sigma: float64 [N], where each step starts, noisiest first.
+    alpha_s, sigma_s: float64 [N], where it ends: 1 and 0 for the last.
+    levels: columns t, time, alpha and sigma of the starts.
+    variance: one of `process.VARIANCES`, for solvers that draw from the
+      model's own distribution.
   """
-  if sampler not in SAMPLERS:
-    raise ValueError(f'sampler is {sampler!r}, expected one of {SAMPLERS}')
-  alpha, sigma = steps.alpha, steps.sigma
-  # Where each step goes to; the last one's end is the clean image.
-  alpha_s, sigma_s = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
-  zeros = np.zeros(len(alpha))
-  rows = {
-      't': steps.t, 'time': steps.time, 'alpha': alpha, 'sigma': sigma,
-      'x_m': zeros, 'm_x0': zeros, 'm_x': zeros, 'noise': zeros,
-  }  # fmt: skip
-  if sampler == 'ancestral':
-    coef = schedules.posterior(alpha, sigma, alpha_s, sigma_s)
-    rows |= {'x_x0': coef['coef_x0'], 'x_x': coef['coef_xt']}
-    if diffusion.variance == 'learned_range':
-      # The last step, which adds no noise, has no logarithm.
-      variance = np.append(coef['variance'][:-1], 1.0)
-      return rows | {
-          'noise': (sigma_s > 0).astype(np.float64),
-          'log_beta': np.log(coef['beta']),
-          'log_posterior': np.log(variance),
-      }
-    large = diffusion.variance == 'fixedlarge'
-    noise = coef['beta' if large else 'variance']
-    return rows | {'noise': np.sqrt(noise) * (sigma_s > 0)}
-  # What the others have in their first order: a part of the noise stays, in
-  # eps = (x_t - alpha_t x_0) / sigma_t, and the rest is new.
-  noise = zeros
-  if sampler == 'ddim':
-    coef = schedules.posterior(alpha, sigma, alpha_s, sigma_s)
-    noise = eta * np.sqrt(coef['variance'])
-  elif sampler == 'dpmpp_2m':
-    stays = (sigma_s / alpha_s * alpha / sigma) ** eta  # exp(-eta h)
-    noise = sigma_s * np.sqrt(1.0 - stays**2)
-  ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
-  rows |= {'x_x0': alpha_s - alpha * ratio, 'x_x': ratio, 'noise': noise}
-  if sampler == 'dpmpp_2m':
-    rows |= _second_order(alpha, sigma, rows['x_x0'])
-  elif sampler == 'heun':
-    rows = _heun(rows)
-  return rows
+
+  alpha: np.ndarray
+  sigma: np.ndarray
+  alpha_s: np.ndarray
+  sigma_s: np.ndarray
+  levels: dict
+  variance: str
 
 
-def default_steps(sampler, num_timesteps):
-  """Steps that make good images, for who names a sampler and no number."""
-  # Ancestral is the process itself; the others are made for few steps.
-  few = {'ancestral': num_timesteps, 'ddim': 50, 'dpmpp_2m': 25, 'heun': 18}
-  return min(few[sampler], num_timesteps)
+def ancestral(path, eta):
+  """Equations 6 and 7 of Ho et al. 2020, with the process's variance."""
+  del eta
+  coef = schedules.posterior(*path[:4])
+  is_noisy = path.sigma_s > 0  # the last step adds no noise
+  rows = path.levels | {'from_x0': coef['coef_x0'], 'from_x': coef['coef_xt']}
+  if path.variance == 'learned_range':
+    # The last step's variance is 0, which has no logarithm.
+    variance = np.append(coef['variance'][:-1], 1.0)
+    return rows | {
+        'noise': is_noisy.astype(np.float64),
+        'log_beta': np.log(coef['beta']),
+        'log_posterior': np.log(variance),
+    }
+  large = path.variance == 'fixedlarge'
+  variance = coef['beta' if large else 'variance']
+  return rows | {'noise': np.sqrt(variance) * is_noisy}
 
 
-def check_eta(sampler, eta, name):
-  """Raises ValueError if a sampler has no such eta."""
-  if not 0.0 <= eta <= 1.0:
-    raise ValueError(f'{name} is {eta}, expected 0 to 1')
-  if eta and sampler not in _TAKE_ETA:
-    raise ValueError(
-        f'{name} is {eta}, which is of {" and ".join(_TAKE_ETA)}, but the'
-        f' sampler is {sampler}'
-    )
+def ddim(path, eta):
+  """Equation 12 of Song et al. 2021; eta 1 has the posterior's variance."""
+  coef = schedules.posterior(*path[:4])
+  return _first_order(path, noise=eta * np.sqrt(coef['variance']))
 
 
-def _second_order(alpha, sigma, x_x0):
-  """The multistep part: x_0 is extrapolated from the guess before it.
+def dpmpp_2m(path, eta):
+  """Algorithm 2 of Lu et al. 2022, "DPM-Solver++"; eta 1 is their SDE form.
 
-  With h the step in lambda = log(alpha / sigma), x_0 becomes
-  (1 + 1 / (2 r)) x_0 - 1 / (2 r) m with r = h_before / h. The first step has no
-  guess before it, and the last one, to where lambda has no end, takes none.
+  With h the step in lambda = log(alpha / sigma), and r = h_previous / h, x_0
+  is extrapolated from the previous estimate m: it becomes
+  (1 + 1 / (2 r)) x_0 - 1 / (2 r) m. The first step has no previous estimate;
+  the last one takes none, since lambda is infinite at its end. eta between 0
+  and 1 is as in k-diffusion.
   """
-  h = np.diff(np.log(alpha / sigma))  # [N - 1], of steps 0 to N - 2
+  alpha, sigma, alpha_s, sigma_s = path[:4]
+  stays = (sigma_s / alpha_s * alpha / sigma) ** eta  # exp(-eta h)
+  rows = _first_order(path, noise=sigma_s * np.sqrt(1.0 - stays**2))
+  h = np.diff(np.log(alpha / sigma))  # [N - 1], of all steps but the last
   extra = np.zeros(len(alpha))
-  extra[1:-1] = h[1:] / (2.0 * h[:-1])
-  return {
-      'x_x0': (1.0 + extra) * x_x0,
-      'x_m': -extra * x_x0,
-      'm_x0': np.ones(len(alpha)),
+  extra[1:-1] = h[1:] / (2.0 * h[:-1])  # 1 / (2 r)
+  return rows | {
+      'from_x0': (1.0 + extra) * rows['from_x0'],
+      'from_previous': -extra * rows['from_x0'],
+      'keep_x0': np.ones(len(alpha)),
   }
 
 
-def _heun(rows):
-  """Each step but the last asks twice: at its start, and where that leads.
+def heun(path, eta):
+  """Algorithm 1 of Karras et al. 2022, which calls the network 2 N - 1 times.
 
-  In x / alpha and s = sigma / alpha the slope is d = (x - x_0) / s. The first
-  row goes the whole step along it, and remembers where half of it leads; the
-  second one adds its half.
+  In x / alpha, with s = sigma / alpha, the slope is d = (x - x_0) / s. Each
+  step but the last has two rows: the first goes the whole step along d and
+  keeps where half of it leads, the second adds half of the slope found there.
   """
-  alpha, sigma = rows['alpha'], rows['sigma']
+  del eta
+  rows = _first_order(path, noise=np.zeros(len(path.alpha)))
+  alpha, sigma = path.alpha, path.sigma
   n = len(alpha)
   s = sigma / alpha
   half = np.append(np.diff(s), 0.0) / 2.0
-  end = np.append(alpha[1:], 1.0)
-  start = rows | {
-      'm_x0': -end * half / s,
-      'm_x': end * (1.0 + half / s) / alpha,
-  }  # fmt: skip
-  # Of step i, at the level that it goes to.
-  i = np.arange(n - 1)
-  finish = {name: column[i + 1] for name, column in rows.items()}
-  finish |= {
-      'x_x0': -end[i] * half[i] / s[i + 1],
-      'x_x': end[i] * half[i] / s[i + 1] / alpha[i + 1],
-      'x_m': np.ones(n - 1),
+  end = path.alpha_s
+  predict = rows | {
+      'from_previous': np.zeros(n),
+      'keep_x0': -end * half / s,
+      'keep_x': end * (1.0 + half / s) / alpha,
+  }
+  i = np.arange(n - 1)  # steps with a second row, at the level where they end
+  correct = {name: column[i + 1] for name, column in rows.items()} | {
+      'from_x0': -end[i] * half[i] / s[i + 1],
+      'from_x': end[i] * half[i] / s[i + 1] / alpha[i + 1],
+      'from_previous': np.ones(n - 1),
+      'keep_x0': np.zeros(n - 1),
+      'keep_x': np.zeros(n - 1),
   }
   both = {}
-  for name, column in start.items():
+  for name, column in predict.items():
     both[name] = np.empty(2 * n - 1, column.dtype)
-    both[name][::2], both[name][1::2] = column, finish[name]
+    both[name][::2], both[name][1::2] = column, correct[name]
   return both
+
+
+def _first_order(path, *, noise):
+  """x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
+
+  eps = (x - alpha x_0) / sigma is what the network takes for the noise in x.
+  """
+  alpha, sigma, alpha_s, sigma_s = path[:4]
+  ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
+  return path.levels | {
+      'from_x0': alpha_s - alpha * ratio, 'from_x': ratio, 'noise': noise,
+  }  # fmt: skip
+
+
+SOLVERS = {
+    'ancestral': Solver(ancestral, default_steps=None),
+    'ddim': Solver(ddim, default_steps=50, takes_eta=True),
+    'dpmpp_2m': Solver(
+        dpmpp_2m, default_steps=25, takes_eta=True, karras_spacing=True
+    ),
+    'heun': Solver(heun, default_steps=18, karras_spacing=True, clips=False),
+}
+
+
+def steps_for(process, sampler, number, *, strength=1.0):
+  """The `process.Steps` of a sampler: `number` of them, spaced as it needs."""
+  spacing = SOLVERS[sampler].karras_spacing
+  return process.steps(number, karras_spacing=spacing, strength=strength)
+
+
+def table(process, steps, *, sampler, eta=0.0):
+  """The rows of a sampler's loop.
+
+  Args:
+    process: of `process`.
+    steps: its `process.Steps`, N of them.
+    sampler: a name in SOLVERS.
+    eta: noise, of solvers that take it: 0 for none, 1 for the most.
+
+  Returns:
+    Dict of NumPy arrays [rows], float64 but for the number 't': t, time, alpha
+    and sigma of each level, and the coefficients named at the top of this
+    file; with a learned variance log_beta and log_posterior, between which
+    the step's own log-variance lies.
+
+  Raises:
+    ValueError: an unknown sampler, or an eta that it does not take.
+  """
+  check(sampler, eta)
+  path = Path(
+      steps.alpha,
+      steps.sigma,
+      np.append(steps.alpha[1:], 1.0),
+      np.append(steps.sigma[1:], 0.0),
+      steps._asdict(),
+      process.variance,
+  )
+  rows = SOLVERS[sampler].rows(path, eta)
+  zeros = np.zeros(len(rows['t']))
+  names = ('from_x0', 'from_x', 'from_previous', 'noise', 'keep_x0', 'keep_x')
+  return dict.fromkeys(names, zeros) | rows
+
+
+def default_steps(sampler, num_timesteps):
+  """Steps of a sampler where no number is asked for."""
+  few = SOLVERS[sampler].default_steps
+  return num_timesteps if few is None else min(few, num_timesteps)
+
+
+def check(sampler, eta, *, prefix=''):
+  """Raises ValueError for an unknown sampler, or an eta it does not take.
+
+  Args:
+    sampler: its name.
+    eta: see `table`.
+    prefix: of the names 'sampler' and 'eta' where the user set them: '--'.
+  """
+  if sampler not in SOLVERS:
+    expected = ', '.join(SOLVERS)
+    raise ValueError(
+        f'{prefix}sampler is {sampler!r}, expected one of: {expected}'
+    )
+  if not 0.0 <= eta <= 1.0:
+    raise ValueError(f'{prefix}eta is {eta}, expected 0 to 1')
+  if eta and not SOLVERS[sampler].takes_eta:
+    names = ' and '.join(n for n, s in SOLVERS.items() if s.takes_eta)
+    raise ValueError(
+        f'{prefix}eta is {eta}, which only {names} take, but the sampler is'
+        f' {sampler}'
+    )

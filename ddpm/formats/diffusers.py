@@ -354,13 +354,15 @@ def _model_settings(path, *, learned_variance, null_class):
       'model.patch_size': 1,
       'model.scale_shift_norm': scale_shift,
       'model.resample': resample,
-      'model.downsample_padding': _translate(
+      'model.compat.downsample_padding': _translate(
           path, fields, 'downsample_padding', _PADDINGS
       ),
-      'model.embedding_order': _translate(
+      'model.compat.embedding_order': _translate(
           path, fields, 'flip_sin_to_cos', _ORDERS
       ),
-      'model.embedding_shift': _expect(path, fields, 'freq_shift', [0, 1]),
+      'model.compat.embedding_shift': _expect(
+          path, fields, 'freq_shift', [0, 1]
+      ),
       'model.variant': 'ddpm',
   }
 
@@ -436,13 +438,13 @@ def _unet_fields(config):
       'sample_size': config.data.image_size,
       'in_channels': model.image_channels,
       'out_channels': model.image_channels * outputs,
-      'freq_shift': model.embedding_shift,
-      'flip_sin_to_cos': _theirs(_ORDERS, model.embedding_order),
+      'freq_shift': model.compat.embedding_shift,
+      'flip_sin_to_cos': _theirs(_ORDERS, model.compat.embedding_order),
       'down_block_types': down,
       'up_block_types': up[::-1],
       'block_out_channels': widths,
       'layers_per_block': model.num_res_blocks,
-      'downsample_padding': _theirs(_PADDINGS, model.downsample_padding),
+      'downsample_padding': _theirs(_PADDINGS, model.compat.downsample_padding),
       'downsample_type': way,
       'upsample_type': way,
       'dropout': model.dropout,

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import pixels
 from ddpm.nn.guidance import guided_network
 from ddpm.run import build
 from ddpm.runtime import device_map
@@ -93,7 +94,7 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
   Returns:
     float32 [B].
   """
-  x0 = tf.cast(images, tf.float32) / 127.5 - 1.0
+  x0 = pixels.from_uint8(images)
   batch, *shape = x0.shape
 
   @tf.function(jit_compile=jit_compile, autograph=False)

@@ -21,7 +21,9 @@ def make_model(config):
         dtype=config.precision,
         null_class=config.train.label_dropout > 0,
         learned_variance=config.diffusion.variance == 'learned_range',
-        **config.model,
+        remat=config.train.remat,
+        **{k: v for k, v in config.model.items() if k != 'compat'},
+        **config.model.compat,
     )
 
 
@@ -38,9 +40,9 @@ def make_process(config):
   process = config.diffusion
   if process.schedule == 'edm':
     return process_lib.EDM(
-        sigma_min=process.sigma_min,
-        sigma_max=process.sigma_max,
-        rho=process.rho,
+        sigma_min=config.sample.sigma_min,
+        sigma_max=config.sample.sigma_max,
+        rho=config.sample.rho,
         sigma_data=process.sigma_data,
         variance=process.variance,
         num_timesteps=process.num_timesteps,
@@ -56,9 +58,9 @@ def make_process(config):
       prediction=process.prediction,
       variance=process.variance,
       rescale_timesteps=process.rescale_timesteps,
-      sigma_min=process.sigma_min,
-      sigma_max=process.sigma_max,
-      rho=process.rho,
+      sigma_min=config.sample.sigma_min,
+      sigma_max=config.sample.sigma_max,
+      rho=config.sample.rho,
   )
 
 

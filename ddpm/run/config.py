@@ -29,12 +29,21 @@ _TRAJECTORY = (
     'train.batch_size', 'train.label_dropout',
 )  # fmt: skip
 
-# Where the data lies does not change what it is, nor does what is kept, nor how
-# a sampler's steps are spaced.
-_NOT_TRAJECTORY = (
-    'data.data_dir', 'model.remat', 'diffusion.sigma_min',
-    'diffusion.sigma_max', 'diffusion.rho',
-)  # fmt: skip
+# Where the data lies does not change what it is.
+_NOT_TRAJECTORY = ('data.data_dir',)
+
+# Of config.json. Version 1 had no number.
+_VERSION = 2
+# What knobs of version 1 are called since.
+_RENAMED = {
+    'model.downsample_padding': 'model.compat.downsample_padding',
+    'model.embedding_order': 'model.compat.embedding_order',
+    'model.embedding_shift': 'model.compat.embedding_shift',
+    'model.remat': 'train.remat',
+    'diffusion.sigma_min': 'sample.sigma_min',
+    'diffusion.sigma_max': 'sample.sigma_max',
+    'diffusion.rho': 'sample.rho',
+}
 
 
 def check_found(config):
@@ -69,9 +78,9 @@ def _validate(config):
 
   one_of('precision', PRECISIONS)
   one_of('model.resample', unet.RESAMPLES)
-  one_of('model.downsample_padding', unet.PADDINGS)
-  one_of('model.embedding_order', unet.EMBEDDING_ORDERS)
-  one_of('model.embedding_shift', (0, 1))
+  one_of('model.compat.downsample_padding', unet.PADDINGS)
+  one_of('model.compat.embedding_order', unet.EMBEDDING_ORDERS)
+  one_of('model.compat.embedding_shift', (0, 1))
   one_of('model.variant', unet.VARIANTS)
   one_of('model.init', unet.INITS)
   one_of('diffusion.schedule', schedules.SCHEDULES)
@@ -81,7 +90,6 @@ def _validate(config):
   one_of('diffusion.timesteps', noise_levels.SAMPLERS)
   one_of('optimizer.decay', adam.DECAYS)
   one_of('optimizer.clip', adam.CLIPS)
-  one_of('sample.sampler', solvers.SAMPLERS)
   one_of('distribute.strategy', strategy_lib.STRATEGIES)
   for name in (
       'diffusion.num_timesteps', 'optimizer.decay_steps', 'data.image_size',
@@ -108,7 +116,7 @@ def _validate(config):
         f'sample.steps is {config.sample.steps}, expected at most'
         f' diffusion.num_timesteps ({config.diffusion.num_timesteps})'
     )
-  solvers.check_eta(config.sample.sampler, config.sample.eta, 'sample.eta')
+  solvers.check(config.sample.sampler, config.sample.eta, prefix='sample.')
   if not config.model.channel_multipliers:
     raise ValueError('model.channel_multipliers is empty, expected (1, 2), say')
   if not (config.ema.decays or config.ema.power_stds):
@@ -132,14 +140,14 @@ def _validate(config):
 
 def _validate_process(config):
   """What of the diffusion process goes with what."""
-  process = config.diffusion
-  if not 0 < process.sigma_min < process.sigma_max:
+  process, spacing = config.diffusion, config.sample
+  if not 0 < spacing.sigma_min < spacing.sigma_max:
     raise ValueError(
-        f'diffusion.sigma_min is {process.sigma_min} and diffusion.sigma_max'
-        f' {process.sigma_max}, expected the one between 0 and the other'
+        f'sample.sigma_min is {spacing.sigma_min} and sample.sigma_max'
+        f' {spacing.sigma_max}, expected 0 < sigma_min < sigma_max'
     )
-  if not process.rho > 0:
-    raise ValueError(f'diffusion.rho is {process.rho}, expected more than 0')
+  if not spacing.rho > 0:
+    raise ValueError(f'sample.rho is {spacing.rho}, expected more than 0')
   for name, partner in (('prediction', 'edm'), ('timesteps', 'lognormal')):
     if (process.schedule == 'edm') != (process[name] == partner):
       raise ValueError(
@@ -173,7 +181,8 @@ def _validate_process(config):
 def save(config, workdir):
   """Writes WORKDIR/config.json."""
   path = os.path.join(workdir, 'config.json')
-  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  fields = {'version': _VERSION} | config.to_dict()
+  text = json.dumps(fields, indent=2) + '\n'
   files.write_file(path, text.encode())
 
 
@@ -193,11 +202,33 @@ def load(workdir):
   try:
     with tf.io.gfile.GFile(path) as f:
       fields = json.loads(f.read(), object_hook=_lists_to_tuples)
+    version = fields.pop('version', 1)
+    if version > _VERSION:
+      raise ValueError(
+          f'it is of version {version}, expected at most {_VERSION}: use the'
+          ' ddpm that wrote it'
+      )
+    if version == 1:
+      _rename_knobs(fields)
     config = defaults.get_config().lock()
     config.update(fields)
     return config
   except (ValueError, TypeError, KeyError) as e:
     raise UserError(f'{path} is not a config: {e}') from e
+
+
+def _rename_knobs(fields):
+  """Moves knobs of version 1 to where they are since; `fields` is changed."""
+  for old, new in _RENAMED.items():
+    group, name = old.split('.')
+    if name not in fields.get(group, {}):
+      continue
+    value = fields[group].pop(name)
+    *groups, name = new.split('.')
+    place = fields
+    for group in groups:
+      place = place.setdefault(group, {})
+    place[name] = value
 
 
 def check_same_trajectory(config, workdir):

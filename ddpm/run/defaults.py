@@ -51,13 +51,6 @@ def get_config():
   # Down and up by: conv (Ho) | block (a residual block that resamples, as in
   # BigGAN).
   model.resample = 'conv'
-  # Of the convolution that goes down: same (TensorFlow's, on an even size one
-  # pixel right and below) | symmetric (PyTorch's)
-  model.downsample_padding = 'same'
-  # Sinusoids of the time, i = 0, ..., half - 1: sin_cos | cos_sin, of
-  # t * 10000^(-i / (half - embedding_shift)).
-  model.embedding_order = 'sin_cos'
-  model.embedding_shift = 1
   # ddpm | ddpmpp (Song et al. 2021, as in EDM: sums of two branches scaled by
   # sqrt(1/2), attention on the way up after a level's last block alone,
   # classes enter with the time)
@@ -65,11 +58,19 @@ def get_config():
   # Initial weights: ho | torch (PyTorch's default, exactly 0 where Ho has
   # 1e-10) | edm
   model.init = 'ho'
-  # Compute blocks again in the backward pass instead of keeping what they
-  # held: less memory, more time. Changes no number but by rounding.
-  model.remat = False
   # Pixels folded into channels before the U-Net (space to depth); 1 for none.
   model.patch_size = 1
+
+  # Details in which PyTorch's code differs from Ho's: for networks that are
+  # converted, or that follow a paper to the digit.
+  model.compat = compat = config_dict.ConfigDict()
+  # Of the convolution that goes down: same (TensorFlow's, on an even size one
+  # pixel right and below) | symmetric (PyTorch's)
+  compat.downsample_padding = 'same'
+  # Sinusoids of the time, i = 0, ..., half - 1: sin_cos | cos_sin, of
+  # t * 10000^(-i / (half - embedding_shift)).
+  compat.embedding_order = 'sin_cos'
+  compat.embedding_shift = 1
 
   config.diffusion = diffusion = config_dict.ConfigDict()
   diffusion.num_timesteps = 1000
@@ -79,12 +80,6 @@ def get_config():
   diffusion.beta_end = 0.02
   # Of the schedule edm: the data's standard deviation.
   diffusion.sigma_data = 0.5
-  # Of samplers whose steps are spaced by sigma (sigma / alpha, if the schedule
-  # is not edm): the last step's and the first's, as far as the schedule goes,
-  # and how they crowd at low noise. No part of the training.
-  diffusion.sigma_min = 0.002
-  diffusion.sigma_max = 80.0
-  diffusion.rho = 7.0
   # What the network predicts: eps | x0 | v; edm with the schedule edm.
   diffusion.prediction = 'eps'
   # Tell the network t * 1000 / num_timesteps.
@@ -137,6 +132,9 @@ def get_config():
   # Parts that a device works its share off in, one after the other: a large
   # batch in little memory. Changes no number but by rounding.
   train.accumulation_steps = 1
+  # Compute blocks again in the backward pass instead of keeping what they
+  # held: less memory, more time. Changes no number but by rounding.
+  train.remat = False
   # Share of the images whose class is withheld, for classifier-free guidance.
   train.label_dropout = 0.0
   train.num_steps = 800_000
@@ -163,6 +161,12 @@ def get_config():
   # Noise that ddim and dpmpp_2m add on the way: 0 for none, 1 for as much as
   # ancestral.
   sample.eta = 0.0
+  # Spacing of the steps of dpmpp_2m and heun (Karras et al. 2022), in sigma
+  # (sigma / alpha, if the schedule is not edm): the last step's and the
+  # first's, as far as the schedule goes, and how they crowd at low noise.
+  sample.sigma_min = 0.002
+  sample.sigma_max = 80.0
+  sample.rho = 7.0
 
   config.distribute = distribute = config_dict.ConfigDict()
   # auto | one_device | mirrored | multi_worker | tpu

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from ddpm.runtime import files
-from ddpm.runtime import shards
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 
@@ -79,8 +78,8 @@ class _Stream:
     self._file.flush()
 
 
-def read_blocks(path, name):
-  """Yields one array of what `write_blocks` wrote, ROWS rows at a time."""
+def read_blocks(path, name, *, rows):
+  """Yields one array of what `write_blocks` wrote, so many rows at a time."""
   try:
     with (
         tf.io.gfile.GFile(path, 'rb') as f,
@@ -90,8 +89,8 @@ def read_blocks(path, name):
       np.lib.format.read_magic(entry)
       shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
       row_bytes = math.prod(shape[1:]) * dtype.itemsize
-      for first in range(0, shape[0], shards.ROWS):
-        data = entry.read(min(shards.ROWS, shape[0] - first) * row_bytes)
+      for first in range(0, shape[0], rows):
+        data = entry.read(min(rows, shape[0] - first) * row_bytes)
         yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
   except (OSError, EOFError, KeyError, ValueError, zlib.error,
           zipfile.BadZipFile) as e:  # fmt: skip

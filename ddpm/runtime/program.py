@@ -13,13 +13,19 @@ from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 
 
-def start(main):
+def start(main, define_flags):
   """`absl.app.run`, but a user's mistake is one line and exit code 1.
 
-  Where the same command would go on, `Interrupted`, the code is RESTART.
+  On `Interrupted`, where the same command would resume, the code is RESTART.
+
+  Args:
+    main: function ().
+    define_flags: function () that defines the program's flags. They are
+      defined at its start, so that several programs can be imported together.
   """
 
   def parse(argv):
+    define_flags()
     flags.FLAGS.set_default('verbosity', logging.INFO)
     try:
       return flags.FLAGS(argv)

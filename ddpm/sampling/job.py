@@ -34,8 +34,8 @@ class Job:
 
   Args:
     outdir: the folder, which all hosts share.
-    draw: function (**columns) -> batches, uint8 [n, H, W, C], or those of a
-      film, [n, frames, H, W, C].
+    draw: function (**columns) -> batches, uint8 [n, H, W, C], or those of
+      an animation, [n, frames, H, W, C].
     columns: dict of arrays [N, ...], what is known of each image before it is
       drawn: seeds, labels. samples.npz gets them, too.
     identity: see there.
@@ -107,7 +107,7 @@ class Job:
       time.sleep(1)
 
   def assemble(self):
-    """Writes samples.npz, grid.png and film.png from the parts."""
+    """Writes samples.npz, grid.png and animation.png from the parts."""
     images = self._parts.column('images', 0, self.total)
     columns = {name: [column] for name, column in self._columns.items()}
     npz.write_blocks(
@@ -116,10 +116,10 @@ class Job:
     )  # fmt: skip
     first = self._parts.column('images', 0, min(self.total, _GRID_IMAGES))
     png.write_png(self._path('grid.png'), self._grid(first))
-    if self.identity.get('film'):
-      (films,) = self._parts.column('frames', 0, self.total)
-      frames = [self._grid([frame]) for frame in films.swapaxes(0, 1)]
-      pictures.write_film(self._path('film.png'), frames)
+    if self.identity.get('animation'):
+      (animations,) = self._parts.column('frames', 0, self.total)
+      frames = [self._grid([frame]) for frame in animations.swapaxes(0, 1)]
+      pictures.write_animation(self._path('animation.png'), frames)
 
   def _grid(self, blocks):
     images = np.concatenate([*self._given, *blocks])
@@ -130,7 +130,8 @@ class Job:
     image has not one seed alone, png/NUMBER.png."""
     seeds = self._columns['seeds']
     names = iter(seeds if seeds.ndim == 1 else range(self.total))
-    for block in npz.read_blocks(self._path('samples.npz'), 'images'):
+    path = self._path('samples.npz')
+    for block in npz.read_blocks(path, 'images', rows=shards.ROWS):
       for image in block:
         png.write_png(self._path(f'png/{next(names):08d}.png'), image)
 

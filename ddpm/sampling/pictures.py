@@ -1,4 +1,4 @@
-"""Pictures of users, and films for them."""
+"""Pictures of users, and animations."""
 
 import io
 
@@ -11,13 +11,13 @@ from ddpm.runtime import files
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# Of a film, whatever the number of its frames; and how long its end stays.
-_FILM_SECONDS = 4.0
+# How long an animation plays, and how long its last frame then stays.
+_ANIMATION_SECONDS = 4.0
 
 _END_SECONDS = 2.0
 
-# Height and width of a film: noise does not compress.
-_FILM_PIXELS = 1024
+# Height and width of an animation: noise does not compress.
+_ANIMATION_PIXELS = 1024
 
 
 def read(path, shape):
@@ -74,7 +74,7 @@ def read_mask(path, picture_path, shape):
   return mask
 
 
-def write_film(path, frames):
+def write_animation(path, frames):
   """Writes an animated PNG, whole or not at all.
 
   Args:
@@ -82,11 +82,11 @@ def write_film(path, frames):
     frames: uint8 [H, W, C] each, C 1 or 3. Large ones are shrunk by a whole
       number.
   """
-  shrink = -(-max(frames[0].shape[:2]) // _FILM_PIXELS)
+  shrink = -(-max(frames[0].shape[:2]) // _ANIMATION_PIXELS)
   pictures = [Image.fromarray(f.squeeze(2) if f.shape[2] == 1 else f)
               for f in frames]  # fmt: skip
   pictures = [picture.reduce(shrink) for picture in pictures]
-  milliseconds = [1000.0 * _FILM_SECONDS / len(frames)] * len(frames)
+  milliseconds = [1000.0 * _ANIMATION_SECONDS / len(frames)] * len(frames)
   milliseconds[-1] = 1000.0 * _END_SECONDS
   file = io.BytesIO()
   pictures[0].save(

@@ -1,14 +1,7 @@
-"""The reverse process: from noise to images, as one loop of tensors.
+"""Draws images from a model: the loop that a solver's rows go through.
 
-A sampler is a table of coefficients, one row for each time that the network
-is asked, made in float64; the loop is the same for all. It carries x and a
-memory m, and a row says
-
-  x' = x_x0 * x_0 + x_x * x + x_m * m + noise * z,   z ~ N(0, I)
-  m' = m_x0 * x_0 + m_x * x
-
-where x_0 is the network's guess, clipped to [-1, 1] as Ho's code does (but for
-'heun', as Karras et al.), and z depends on the image's own key and on t alone.
+`diffusion/solvers.py` says what a row means. The noise z of a row depends on
+the image's own key and on the row's t alone.
 """
 
 import hashlib
@@ -26,8 +19,8 @@ from ddpm.run import build
 from ddpm.runtime import device_map
 from ddpm.runtime.errors import UserError
 
-# Of a film; a process of more steps skips some.
-_MOST_FRAMES = 61
+# Of an animation; a process of more steps skips some.
+_MAX_FRAMES = 61
 
 
 class Sampler:
@@ -41,15 +34,15 @@ class Sampler:
     digest: of all these, and of the levels that the steps go through.
     is_noisy: whether it adds noise on the way.
     draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
-      [B, H, W, C] (of a film [B, frames, H, W, C]), of tensors, any number of
-      them. With seeds [B, 2] and a fourth argument, fractions float32 [B], the
-      first noise lies between that of two seeds.
+      [B, H, W, C] (of an animation [B, frames, H, W, C]), of tensors, for any
+      B. With seeds [B, 2] and a fourth argument, fractions float32 [B], the
+      initial noise lies between that of two seeds.
 
   Args:
     model: `unet.UNet`.
     layout: its `flat.Layout`.
     diffusion: of `diffusion`, the process.
-    sampler: one of SAMPLERS.
+    sampler: a name in `solvers.SOLVERS`.
     steps: steps of the reverse process, 1 to T.
     guidance: scale of classifier-free guidance; 1 for none.
     eta: of ddim.
@@ -58,11 +51,11 @@ class Sampler:
     stop: scalar, or variable of one, on the host: where it is not 0 the loop
       ends early, and its images are none.
     strategy: on whose devices; None for the default one.
-    image: uint8 [H, W, C], to begin with or to paint in; None for none.
+    init_image: uint8 [H, W, C], to begin with or to paint in; None for none.
     mask: bool [H, W, 1], where to paint; None for everywhere.
-    at: fraction of the process that is gone through, from the noised image on,
-      with that share of the steps; 1 for all of it, from noise.
-    film: whether to draw the noisy images on the way, too.
+    strength: fraction of the process that is gone through, from the noised
+      image on, with that share of the steps; 1 for all of it, from noise.
+    animation: whether to draw the noisy images on the way, too.
   """
 
   def __init__(
@@ -79,18 +72,16 @@ class Sampler:
       eta=0.0,
       stop=0.0,
       strategy=None,
-      image=None,
+      init_image=None,
       mask=None,
-      at=1.0,
-      film=False,
+      strength=1.0,
+      animation=False,
   ):
-    number = max(1, round(at * steps))
-    if image is not None:
-      image = image.astype(np.float32) / 127.5 - 1.0
-    rows = solvers.table(
-        diffusion, solvers.steps_for(diffusion, sampler, number, at=at),
-        sampler=sampler, eta=eta,
-    )  # fmt: skip
+    number = max(1, round(strength * steps))
+    image = None if init_image is None else pixels.from_uint8(init_image)
+    levels = solvers.steps_for(diffusion, sampler, number, strength=strength)
+    rows = solvers.table(diffusion, levels, sampler=sampler, eta=eta)
+    begin = None if strength == 1.0 else image
     self.name = sampler
     self.steps = steps
     self.eta = eta
@@ -117,11 +108,11 @@ class Sampler:
           guided_network(model, layout, params, labels, guidance=guidance),
           diffusion,
           rows,
-          start=_start(diffusion, rows, noise, None if at == 1.0 else image),
+          start=_start(diffusion, rows, noise, begin),
           keys=keys,
-          clip=sampler != 'heun',
+          clip=solvers.SOLVERS[sampler].clips,
           known=None if mask is None else (image, mask),
-          film=film,
+          animation=animation,
           jit_compile=jit_compile,
           stop=stop,
       )
@@ -147,8 +138,8 @@ class Sampler:
       fractions: float32 NumPy array [N], or None: see `draw`.
 
     Yields:
-      uint8 NumPy arrays [n, H, W, C] (of a film [n, frames, H, W, C]), in the
-      order of the seeds. An image depends on its own seed and label alone.
+      uint8 NumPy arrays [n, H, W, C] (of an animation [n, frames, H, W, C]), in
+      the order of the seeds. An image depends on its own seed and label alone.
     """
     if labels is None:
       labels = self.labels(seeds.reshape(len(seeds), -1)[:, 0])
@@ -180,7 +171,7 @@ def for_run(
 
   Args:
     run: `reader.Run`.
-    sampler: one of `solvers.SAMPLERS`, or None for the config's.
+    sampler: a name in `solvers.SOLVERS`, or None for the config's.
     steps: of the reverse process, or None for the config's; of another
       sampler for what it is good with.
     batch_size: images that are drawn at once, on each replica.
@@ -189,7 +180,7 @@ def for_run(
       for 0.
     jit_compile: whether to compile with XLA, where the config does.
     strategy: on whose devices; None for the default one.
-    **kwargs: of `Sampler`: an image to begin with, a film.
+    **kwargs: of `Sampler`: an image to begin with, an animation.
 
   Returns:
     `Sampler`.
@@ -200,9 +191,10 @@ def for_run(
   """
   config = run.config
   sampler = sampler or config.sample.sampler
-  if sampler not in solvers.SAMPLERS:
-    expected = ', '.join(solvers.SAMPLERS)
-    raise UserError(f'--sampler is {sampler!r}, expected one of: {expected}')
+  try:
+    solvers.check(sampler, eta or 0.0, prefix='--')
+  except ValueError as e:
+    raise UserError(str(e)) from e
   defaults = config.sample.steps, config.sample.eta
   if sampler != config.sample.sampler:
     num_timesteps = config.diffusion.num_timesteps
@@ -222,10 +214,6 @@ def for_run(
     )
   if not math.isfinite(guidance):
     raise UserError(f'--guidance is {guidance}, expected a number')
-  try:
-    solvers.check_eta(sampler, eta, '--eta')
-  except ValueError as e:
-    raise UserError(str(e)) from e
   return Sampler(
       run.model,
       run.layout,
@@ -278,7 +266,7 @@ def sample(
     keys,
     clip=True,
     known=None,
-    film=False,
+    animation=False,
     jit_compile=False,
     stop=0.0,
 ):
@@ -293,18 +281,19 @@ def sample(
     clip: whether to clip each guess of x_0 to [-1, 1].
     known: image float32 [H, W, C] and mask bool [H, W, 1]: where the mask is
       not set each guess of x_0 is replaced by the image; None for nowhere.
-    film: whether to return the noisy images on the way, too.
+    animation: whether to return the noisy images on the way, too.
     jit_compile: whether to compile a step with XLA. The loop stands outside,
       where it can be stopped, and takes no longer to compile for more steps.
     stop: scalar or variable on the host: the loop ends where it is not 0.
 
   Returns:
-    float32 [B, H, W, C], about [-1, 1], and the film, uint8 [B, frames, H, W,
-    C], or None: from the start on x, scaled so that alpha^2 + sigma^2 = 1.
+    float32 [B, H, W, C], about [-1, 1], and the animation, uint8
+    [B, frames, H, W, C], or None: from the start on x, scaled so that
+    alpha^2 + sigma^2 = 1.
   """
   num_rows = len(rows['t'])
   any_noise = np.any(rows['noise'])
-  any_memory = np.any(rows['x_m'])
+  keeps = np.any(rows['from_previous'])
   columns = {
       name: tf.constant(column, tf.int32 if name == 't' else tf.float32)
       for name, column in rows.items()
@@ -321,10 +310,10 @@ def sample(
     if known is not None:
       image, mask = known
       x0 = tf.where(mask, x0, image)
-    new = row['x_x0'] * x0 + row['x_x'] * x
-    if any_memory:
-      new += row['x_m'] * m
-      m = row['m_x0'] * x0 + row['m_x'] * x
+    new = row['from_x0'] * x0 + row['from_x'] * x
+    if keeps:
+      new += row['from_previous'] * m
+      m = row['keep_x0'] * x0 + row['keep_x'] * x
     if any_noise:
       noise = row['noise']
       if 'log_beta' in row:
@@ -336,8 +325,8 @@ def sample(
       new += noise * rng.normal(rng.fold_in(keys, row['t']), x.shape[1:])
     return new, m
 
-  # Which frame of the film x is before each row, and at the end; -1 for none.
-  frames = min(num_rows + 1, _MOST_FRAMES)
+  # Which frame x is before each row, and at the end; -1 for none.
+  frames = min(num_rows + 1, _MAX_FRAMES)
   shown = np.full(num_rows + 1, -1, np.int32)
   shown[np.linspace(0, num_rows, frames).astype(int)] = np.arange(frames)
   scale = np.append(np.hypot(rows['alpha'], rows['sigma']), 1.0)
@@ -359,10 +348,10 @@ def sample(
     return i + 1, *step(x, m, row), *written
 
   loop = [tf.constant(0), start, tf.zeros_like(start)]
-  if film:
+  if animation:
     loop.append(tf.TensorArray(tf.uint8, frames))
   i, x, _, *written = tf.while_loop(cond, body, loop)
-  if not film:
+  if not animation:
     return x, None
   written = show(written[0], i, x).stack()  # [frames, B, ...]
   return x, tf.transpose(written, [1, 0, 2, 3, 4])

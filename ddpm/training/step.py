@@ -12,6 +12,7 @@ number of replicas; the all-reduce stands outside, where XLA need not know it.
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import pixels
 from ddpm.diffusion import process as process_lib
 from ddpm.optim import adam
 from ddpm.optim import ema
@@ -83,7 +84,7 @@ def gradient_function(
   """
 
   def prepare(keys, images, labels):
-    x0 = tf.cast(images, tf.float32) / 127.5 - 1.0
+    x0 = pixels.from_uint8(images)
     if random_flip:
       flip = rng.uniform(rng.fold_in(keys, _FLIP), ()) < 0.5
       x0 = tf.where(flip[:, None, None, None], tf.reverse(x0, axis=[2]), x0)

@@ -101,7 +101,7 @@ def tpu_path():
     )
 
   step.loop_function = loop_function
-  program.start(main.main)
+  program.start(main.main, main.define_flags)
 
 
 def main():

@@ -22,11 +22,17 @@ from ddpm.runtime import files
 from ddpm.runtime import program
 from ddpm.runtime.errors import UserError
 
-_DATA_DIR = flags.DEFINE_string(
-    'data_dir', '~/tensorflow_datasets', 'Where tensorflow-datasets has MNIST.'
-)
+FLAGS = flags.FLAGS
 
-_OUT = flags.DEFINE_string('out', None, 'The file of weights to write.')
+
+def define_flags():
+  flags.DEFINE_string(
+      'data_dir',
+      '~/tensorflow_datasets',
+      'Where tensorflow-datasets has MNIST.',
+  )
+  flags.DEFINE_string('out', None, 'The file of weights to write.')
+
 
 _EPOCHS = 15
 
@@ -34,13 +40,13 @@ _BATCH_SIZE = 128
 
 
 def main():
-  if not _OUT.value:
+  if not FLAGS.out:
     raise UserError('--out is missing: the file of weights to write')
   keras.utils.set_random_seed(0)
   tf.config.experimental.enable_op_determinism()
   train, test = (
       catalog.load(
-          'tfds:mnist', data_dir=_DATA_DIR.value, split=split, image_size=28
+          'tfds:mnist', data_dir=FLAGS.data_dir, split=split, image_size=28
       )
       for split in ('train', 'test')
   )
@@ -69,10 +75,10 @@ def main():
   )
   file = io.BytesIO()
   np.save(file, flat.flatten(model.trainable_variables).numpy())
-  files.write_file(_OUT.value, file.getvalue())
+  files.write_file(FLAGS.out, file.getvalue())
   sha256 = hashlib.sha256(file.getvalue()).hexdigest()
   logging.info('test accuracy %.2f %%, SHA-256 %s', 100 * accuracy, sha256)
 
 
 if __name__ == '__main__':
-  program.start(main)
+  program.start(main, define_flags)
