@@ -1,0 +1,1 @@
+"""From a data set's name to the batches of a run."""

@@ -1,0 +1,1 @@
+"""Schedules, processes, losses and solvers: NumPy and TensorFlow only."""

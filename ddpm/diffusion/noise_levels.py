@@ -17,7 +17,6 @@ SAMPLERS = ('uniform', 'lognormal', 'loss_second_moment')
 # Of Nichol and Dhariwal's code: losses kept of each timestep, and the share of
 # timesteps that are drawn whatever their losses.
 _HISTORY = 10
-
 _UNIFORM_SHARE = 0.001
 
 

@@ -24,9 +24,7 @@ import tensorflow as tf
 from ddpm.diffusion import schedules
 
 PREDICTIONS = ('eps', 'x0', 'v', 'edm')
-
 LOSSES = ('simple', 'min_snr', 'vlb', 'hybrid')
-
 VARIANCES = ('fixedlarge', 'fixedsmall', 'learned_range')
 
 

@@ -26,7 +26,6 @@ from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 _VERSION = '0.42.1'
-
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 # What a field is that a file leaves out: the defaults of diffusers 0.42.
@@ -62,7 +61,6 @@ _UNET_DEFAULTS = {
     # Of the learned embedding of time alone.
     'num_train_timesteps': None,
 }
-
 _SCHEDULER_DEFAULTS = {
     '_class_name': 'DDPMScheduler',
     'num_train_timesteps': 1000,
@@ -95,7 +93,6 @@ _UNET_FIXED = {
     'add_attention': [True],
     'class_embed_type': [None],
 }
-
 _SCHEDULER_FIXED = {
     '_class_name': ['DDPMScheduler'],
     'trained_betas': [None],
@@ -108,9 +105,7 @@ _SCHEDULER_FIXED = {
 # Values that both worlds have, theirs to ours. Of two names of one thing the
 # first is what is written.
 _SCHEDULES = {'linear': 'linear', 'squaredcos_cap_v2': 'cosine'}
-
 _PREDICTIONS = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'}
-
 _VARIANCES = {
     'fixed_small': 'fixedsmall',
     'fixed_large': 'fixedlarge',
@@ -118,13 +113,9 @@ _VARIANCES = {
     'fixed_small_log': 'fixedsmall',
     'fixed_large_log': 'fixedlarge',
 }
-
 _PADDINGS = {0: 'same', 1: 'symmetric'}
-
 _ORDERS = {False: 'sin_cos', True: 'cos_sin'}
-
 _SCALE_SHIFTS = {'default': False, 'scale_shift': True}
-
 _RESAMPLES = {'conv': 'conv', 'resnet': 'block'}
 
 # Whether a block attends, and how it resamples: with attention, as the fields
@@ -134,7 +125,6 @@ _DOWN_BLOCKS = {
     'ResnetDownsampleBlock2D': (False, 'resnet'),
     'AttnDownBlock2D': (True, None),
 }
-
 _UP_BLOCKS = {
     'UpBlock2D': (False, 'conv'),
     'ResnetUpsampleBlock2D': (False, 'resnet'),
@@ -154,14 +144,12 @@ _LAYERS = {
     'value': 'to_v',
     'out': 'to_out.0',
 }
-
 _GROUPS = {
     'block': 'resnets',
     'attention': 'attentions',
     'downsample': 'downsamplers',
     'upsample': 'upsamplers',
 }
-
 _KINDS = {
     'kernel': 'weight',
     'gamma': 'weight',
@@ -169,7 +157,6 @@ _KINDS = {
     'bias': 'bias',
     'beta': 'bias',
 }
-
 # What the attention's layers were called before diffusers 0.15.
 _OLD_LAYERS = {
     'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0',

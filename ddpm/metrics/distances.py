@@ -12,7 +12,6 @@ import numpy as np
 
 # Distances are computed for this many rows against as many.
 _ROWS = 2048
-
 # Of these, so many pairs at a time by their difference.
 _PAIRS = 1024
 

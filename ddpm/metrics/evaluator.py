@@ -31,7 +31,6 @@ _KID_ROWS = 1000
 
 # Features of more images than these are not kept, only their moments.
 _KEPT_ROWS = 100_000
-
 _SAVE_MOMENTS_EVERY = 32
 
 # Images are compared pixel by pixel at this size at most.

@@ -1,0 +1,1 @@
+"""The U-Net, its layers, and its weights as one vector."""

@@ -18,13 +18,9 @@ from ddpm import rng
 from ddpm.nn import layers
 
 RESAMPLES = ('conv', 'block')
-
 PADDINGS = ('same', 'symmetric')
-
 EMBEDDING_ORDERS = ('sin_cos', 'cos_sin')
-
 VARIANTS = ('ddpm', 'ddpmpp')
-
 INITS = ('ho', 'torch', 'edm')
 
 

@@ -1,0 +1,1 @@
+"""Adam, learning rates, and EMAs of the weights."""

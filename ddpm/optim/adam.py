@@ -9,13 +9,11 @@ import math
 import tensorflow as tf
 
 DECAYS = ('constant', 'cosine', 'linear', 'inverse_sqrt')
-
 CLIPS = ('global', 'per_replica')
 
 # The dynamic loss scale of Micikevicius et al. 2018, with the constants of
 # Keras' LossScaleOptimizer.
 INITIAL_LOSS_SCALE = 2.0**15
-
 LOSS_SCALE_GROWTH_STEPS = 2000
 
 

@@ -19,9 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-
 _PARITY = 0x1BD11BDA
-
 # A counter's high word: `fold_in` takes numbers below 2^63, whose high word
 # is below 2^31, so that values never share a counter with derived keys.
 _VALUES = 0x80000000

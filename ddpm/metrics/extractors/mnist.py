@@ -19,7 +19,6 @@ from ddpm.nn import flat
 from ddpm.runtime.errors import UserError
 
 IMAGE_SHAPE = (28, 28, 1)
-
 SHA256 = '2c7077bdd6ea1c5cbe6cb6361df96a851cd3e2c7c8f5c5f61108bb99e651627e'
 
 

@@ -21,7 +21,6 @@ from ddpm.runtime.errors import UserError
 # version, the writer's machine, the state dict, the keys of its storages), and
 # then the storages, as they lie in memory.
 _ZIP = b'PK\x03\x04'
-
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 _DTYPES = {

@@ -35,7 +35,6 @@ def define_flags():
 
 
 _EPOCHS = 15
-
 _BATCH_SIZE = 128
 
 
