@@ -4,10 +4,9 @@
   python -m ddpm.evaluate --workdir=runs/mnist5k --every_checkpoint
   python -m ddpm.evaluate --samples=out/samples.npz --data=mnist5k
 
-What was drawn is kept, so that the same command goes on where it was stopped.
+Finished samples are kept: rerun to resume.
 """
 
-import hashlib
 import json
 import os
 
@@ -15,24 +14,19 @@ from absl import flags
 from absl import logging
 import tensorflow as tf
 
-from ddpm.data import catalog
-from ddpm.data import pipeline
+from ddpm.api import scoring
 from ddpm.metrics import evaluator
-from ddpm.metrics import extractors
-from ddpm.metrics import likelihood
+from ddpm.metrics import real_images
 from ddpm.metrics import report
 from ddpm.metrics import sources
 from ddpm.run import checkpoint
 from ddpm.run import reader
-from ddpm.runtime import device_map
 from ddpm.runtime import files
 from ddpm.runtime import preemption
 from ddpm.runtime import program
-from ddpm.runtime import shards
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import flags as sampler_flags
-from ddpm.sampling import sampler as sampler_lib
 
 FLAGS = flags.FLAGS
 
@@ -130,31 +124,24 @@ def _check_flags():
   return metrics
 
 
-def _check_number(number, metrics):
-  least = evaluator.minimum(metrics)
-  if number < least:
-    raise UserError(
-        f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
-        f' needs at least {least}'
-    )
-
-
 def _score_images(metrics):
   """Scores --samples; returns the result."""
   strategy = strategy_lib.local_strategy()
   samples = sources.samples(FLAGS.samples)
   count = FLAGS.num_samples or len(samples)
-  _check_number(count, metrics)
+  scoring.check_number(count, metrics)
   if len(samples) < count:
     raise UserError(
         f'{FLAGS.samples} has {len(samples)} images, expected the {count} of'
         ' --num_samples'
     )
-  real = _RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
+  real = real_images.RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
   split = FLAGS.split or 'train'
   judge = evaluator.Evaluator(
       metrics,
-      _extractor(metrics, samples.shape),
+      scoring.load_extractor(
+          metrics, samples.shape, FLAGS.features, FLAGS.inception_weights
+      ),
       reference=real.split(split),
       training=real.split('train') if 'nearest' in metrics else None,
       num_samples=count,
@@ -173,156 +160,34 @@ def _score_images(metrics):
 def _score_run(metrics):
   """Scores samples of --workdir; returns the last checkpoint's result."""
   workdir, count = FLAGS.workdir, FLAGS.num_samples or _RUN_SAMPLES
-  _check_number(count, metrics)
-  run_ = reader.Run(workdir)
-  config = run_.config
+  scoring.check_number(count, metrics)
+  run = reader.Run(workdir)
   strategy = strategy_lib.local_strategy(
-      count, virtual_devices=config.distribute.virtual_devices
+      count, virtual_devices=run.config.distribute.virtual_devices
   )
   if FLAGS.every_checkpoint:
     paths = checkpoint.find_all(workdir)
   else:
     paths = [checkpoint.find(workdir, 'latest')]
-  batch_size = device_map.batch_size(strategy, shards.ROWS)
-  sampler = sampler_lib.for_run(
-      run_,
-      **sampler_flags.settings(), batch_size=batch_size, strategy=strategy
-  )
-  name = FLAGS.data or config.data.name
-  real = _RealImages(
-      name, FLAGS.data_dir or config.data.data_dir, run_.model.image_shape
-  )
-  split = FLAGS.split or config.data.split
-  judge = evaluator.Evaluator(
-      metrics,
-      _extractor(metrics, run_.model.image_shape),
-      reference=real.split(split),
-      training=(
-          real.split(config.data.split) if 'nearest' in metrics else None
-      ),
+  results = scoring.score_run(
+      run,
+      paths,
+      metrics=metrics,
       num_samples=count,
       strategy=strategy,
+      sampling=sampler_flags.settings(),
+      weights=FLAGS.weights,
+      data=FLAGS.data,
+      data_dir=FLAGS.data_dir,
+      split=FLAGS.split,
+      features=FLAGS.features,
+      inception_weights=FLAGS.inception_weights,
   )
-  bits = None
-  if 'bpd' in metrics:
-    if config.diffusion.schedule == 'edm':
-      raise UserError(
-          '--metrics=bpd is of a process of T steps, which the schedule edm'
-          ' does not have'
-      )
-    bpd_split = FLAGS.split or 'test'
-    bits = likelihood.BitsPerDim(
-        run_,
-        real.split(bpd_split),
-        num_images=count,
-        strategy=strategy,
-        batch_size=batch_size,
-    )
-  logging.info(
-      '%d samples of a checkpoint, %s, %d steps, %d replicas',
-      count, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
-  )  # fmt: skip
-  for path in paths:
-    step, weights, params = run_.weights(path, FLAGS.weights)
-    # Of the weights themselves: a workdir may be emptied and used again.
-    digest = hashlib.sha256(params).hexdigest()
-    directory = os.path.join(workdir, 'evaluation', f'{step:08d}_{digest[:8]}')
-    called = f'samples of step {step}'
-    samples = sources.GeneratedSamples(
-        sampler,
-        params,
-        os.path.join(
-            directory, f'{sampler.name}_{sampler.steps}_{sampler.digest}'
-        ),
-        identity=f'{digest} {sampler.name} {sampler.digest}',
-        total=count,
-        shape=run_.model.image_shape,
-        labelled=config.model.num_classes > 0,
-        name=called,
-    )
-    result = judge.score(samples, called)
-    result['details'] |= {
-        'checkpoint': path,
-        'step': step,
-        'weights': weights,
-        'sampler': sampler.name,
-        'steps': sampler.steps,
-        'eta': sampler.eta,
-        'guidance': sampler.guidance,
-        'data': name,
-        'split': split,
-    }
-    if bits:
-      result |= bits(params, directory)
-      result['details']['bpd_split'] = bpd_split
-    report.record(workdir, result)
+  for result in results:
+    step = result['details']['step']
     print(f'step {step}\n{report.table(result)}', flush=True)
   logging.info('wrote %s', os.path.join(workdir, 'evaluation.jsonl'))
   return result
-
-
-def _extractor(metrics, shape):
-  """The `base.Extractor`, or None where no metric needs one."""
-  if not metrics & evaluator.OF_FEATURES:
-    return None
-  default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
-  return extractors.load(
-      FLAGS.features or default,
-      inception_weights=FLAGS.inception_weights,
-      image_shape=shape,
-  )
-
-
-class _RealImages:
-  """The splits of --data, each loaded once, in a random but fixed order."""
-
-  def __init__(self, name, data_dir, shape):
-    self._name = name
-    self._data_dir = data_dir or '~/tensorflow_datasets'
-    self._shape = tuple(shape)
-    self._splits = {}
-
-  def split(self, split):
-    """A source of `sources`, of the shape that samples have."""
-    if split not in self._splits:
-      self._splits[split] = self._load(split)
-    return self._splits[split]
-
-  def _load(self, split):
-    name, shape = self._name, self._shape
-    if name.startswith('folder:'):
-      if split != 'train':
-        raise UserError(f'--split is {split}, but {name} has no splits')
-      source = sources.Folder(name.removeprefix('folder:'), order=_order)
-    elif name == 'mnist5k' or name.startswith('tfds:'):
-      loaded = catalog.load(
-          name,
-          data_dir=self._data_dir,
-          split=split,
-          image_size=28 if name == 'mnist5k' else shape[0],
-      )
-      source = sources.InMemory(
-          loaded.images,
-          loaded.labels if loaded.num_classes else None,
-          _order(len(loaded.images)),
-      )
-    else:
-      raise UserError(
-          f'--data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
-      )
-    if tuple(source.shape) != shape:
-      raise UserError(
-          f'the samples are {sources.by(shape)}, but the images of {name} are'
-          f' {sources.by(source.shape)}: compare like with like'
-      )
-    return source
-
-
-def _order(n):
-  """The same permutation of 0 to n - 1, int64 [n], on every machine."""
-  return pipeline.batch_indices(
-      0, 0, tf.range(n, dtype=tf.int64), batch_size=n, num_images=n
-  ).numpy()
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@
 To resume, run the same command again.
 """
 
-import os
 import resource
 
 from absl import flags
@@ -13,11 +12,11 @@ from ml_collections import config_flags
 import tensorflow as tf
 
 from ddpm.run import config as config_lib
+from ddpm.runtime import files
 from ddpm.runtime import preemption
 from ddpm.runtime import program
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
-from ddpm.runtime.errors import writing
 from ddpm.training import trainer as trainer_lib
 
 FLAGS = flags.FLAGS
@@ -53,7 +52,7 @@ def main():
   if FLAGS.dry_run:
     _dry_run(config, strategy)
     return
-  _make_workdir(FLAGS.workdir)
+  files.make_writable_folder(FLAGS.workdir, name='--workdir')
   trainer_lib.train(config, FLAGS.workdir, strategy, stop)
 
 
@@ -72,14 +71,6 @@ def _dry_run(config, strategy):
   if not gpus:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f'memory: {peak / 2**30:.2f} GiB at the peak of the process')
-
-
-def _make_workdir(workdir):
-  with writing(f'--workdir {workdir}'):
-    tf.io.gfile.makedirs(workdir)
-  # Folders of a bucket have no permissions to ask for.
-  if os.path.isdir(workdir) and not os.access(workdir, os.W_OK):
-    raise UserError(f'--workdir {workdir} cannot be written: no permission')
 
 
 if __name__ == '__main__':

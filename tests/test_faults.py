@@ -27,23 +27,17 @@ from ddpm.data import catalog
 from ddpm.nn import flat
 from ddpm.run import build
 from ddpm.run import checkpoint
+from ddpm.runtime import preemption
 from ddpm.runtime.errors import UserError
 from ddpm.training import state as state_lib
 from ddpm.training import trainer as trainer_lib
-
-
-class NeverStopped:
-  heard = None
-
-  def make_flag(self, grace_seconds):
-    return 0.0
 
 
 def run(workdir, steps, **overrides):
   overrides |= {'train.num_steps': steps, 'jit_compile': False}
   config = tiny_config(**overrides)
   strategy = tf.distribute.OneDeviceStrategy('CPU:0')
-  trainer_lib.train(config, str(workdir), strategy, NeverStopped())
+  trainer_lib.train(config, str(workdir), strategy, preemption.NoSignal())
 
 
 def newest(workdir):

@@ -17,6 +17,7 @@ class Run:
   """What a workdir holds: config, network, diffusion process, weights.
 
   Attributes:
+    workdir: the run's folder.
     config: the run's config.
     model: `unet.UNet`.
     layout: its `flat.Layout`.
@@ -37,7 +38,7 @@ class Run:
       raise UserError(
           f'--precision is {precision!r}, expected one of: {expected}'
       )
-    self._workdir = workdir
+    self.workdir = workdir
     self.config = config_lib.load(workdir)
     if self.config is None:
       if checkpoint.any_in(workdir):
@@ -112,7 +113,7 @@ class Run:
       raise UserError(f'--weights is posthoc:{std}: {e}') from e
     last = checkpoint.step_of(path)
     snapshots = []
-    for found in checkpoint.find_all(self._workdir):
+    for found in checkpoint.find_all(self.workdir):
       step = checkpoint.step_of(found)
       if step > last:
         break
@@ -121,7 +122,7 @@ class Run:
     if len(snapshots) < 2:
       raise UserError(
           f'--weights is posthoc:{std}, which needs 2 snapshots, but'
-          f' {self._workdir} has {len(snapshots)} up to step {last}'
+          f' {self.workdir} has {len(snapshots)} up to step {last}'
       )
     paths, steps, widths = zip(*snapshots)
     coefficients = ema.posthoc_coefficients(steps, widths, last, std)

@@ -1,0 +1,157 @@
+"""Scores of a run's samples, as ddpm.evaluate and `ddpm.Run` compute them."""
+
+import hashlib
+import os
+
+from absl import logging
+
+from ddpm.metrics import evaluator
+from ddpm.metrics import extractors
+from ddpm.metrics import likelihood
+from ddpm.metrics import real_images
+from ddpm.metrics import report
+from ddpm.metrics import sources
+from ddpm.runtime import device_map
+from ddpm.runtime import shards
+from ddpm.runtime.errors import UserError
+from ddpm.sampling import sampler as sampler_lib
+
+
+def score_run(
+    run,
+    paths,
+    *,
+    metrics,
+    num_samples,
+    strategy,
+    sampling,
+    weights='ema',
+    data=None,
+    data_dir=None,
+    split=None,
+    features=None,
+    inception_weights=None,
+):
+  """Scores samples of some checkpoints, and records the scores in the workdir.
+
+  Args:
+    run: `reader.Run`.
+    paths: of checkpoints.
+    metrics: set of names in `evaluator.MINIMUM`.
+    num_samples: how many to draw, or take from those drawn before.
+    strategy: `tf.distribute.Strategy` of one process.
+    sampling: dict of sampler, steps, eta and guidance for `sampler.for_run`.
+    weights: see `reader.Run.weights`.
+    data: real images, a name for `RealImages`; None for the run's.
+    data_dir: where tensorflow-datasets keeps them; None for the run's.
+    split: of the real images; None for the run's, and 'test' for bpd.
+    features: name of an extractor; None for one that suits the images.
+    inception_weights: file of the extractor 'inception'.
+
+  Yields:
+    A result per checkpoint: dict of metric name -> value, and 'details'.
+
+  Raises:
+    UserError: what is asked for and the run do not fit each other.
+  """
+  config = run.config
+  batch_size = device_map.batch_size(strategy, shards.ROWS)
+  sampler = sampler_lib.for_run(
+      run, **sampling, batch_size=batch_size, strategy=strategy
+  )
+  name = data or config.data.name
+  real = real_images.RealImages(
+      name, data_dir or config.data.data_dir, run.model.image_shape
+  )
+  # The bound is of unseen images, unless told otherwise.
+  bpd_split = split or 'test'
+  split = split or config.data.split
+  scorer = evaluator.Evaluator(
+      metrics,
+      load_extractor(
+          metrics, run.model.image_shape, features, inception_weights
+      ),
+      reference=real.split(split),
+      training=(
+          real.split(config.data.split) if 'nearest' in metrics else None
+      ),
+      num_samples=num_samples,
+      strategy=strategy,
+  )
+  bits = None
+  if 'bpd' in metrics:
+    if config.diffusion.schedule == 'edm':
+      raise UserError(
+          '--metrics=bpd is of a process of T steps, which the schedule edm'
+          ' does not have'
+      )
+    bits = likelihood.BitsPerDim(
+        run,
+        real.split(bpd_split),
+        num_images=num_samples,
+        strategy=strategy,
+        batch_size=batch_size,
+    )
+  logging.info(
+      '%d samples of a checkpoint, %s, %d steps, %d replicas',
+      num_samples, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
+  )  # fmt: skip
+  for path in paths:
+    step, name_of_weights, params = run.weights(path, weights)
+    # Of the weights themselves: a workdir may be emptied and used again.
+    digest = hashlib.sha256(params).hexdigest()
+    directory = os.path.join(
+        run.workdir, 'evaluation', f'{step:08d}_{digest[:8]}'
+    )
+    called = f'samples of step {step}'
+    samples = sources.GeneratedSamples(
+        sampler,
+        params,
+        os.path.join(
+            directory, f'{sampler.name}_{sampler.steps}_{sampler.digest}'
+        ),
+        identity=f'{digest} {sampler.name} {sampler.digest}',
+        total=num_samples,
+        shape=run.model.image_shape,
+        labelled=config.model.num_classes > 0,
+        name=called,
+    )
+    result = scorer.score(samples, called)
+    result['details'] |= {
+        'checkpoint': path,
+        'step': step,
+        'weights': name_of_weights,
+        'sampler': sampler.name,
+        'steps': sampler.steps,
+        'eta': sampler.eta,
+        'guidance': sampler.guidance,
+        'data': name,
+        'split': split,
+    }
+    if bits:
+      result |= bits(params, directory)
+      result['details']['bpd_split'] = bpd_split
+    report.record(run.workdir, result)
+    yield result
+
+
+def load_extractor(metrics, shape, features, inception_weights):
+  """The `base.Extractor` for some images, or None if no metric needs one."""
+  if not metrics & evaluator.OF_FEATURES:
+    return None
+  default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
+  return extractors.load(
+      features or default,
+      inception_weights=inception_weights,
+      image_shape=shape,
+  )
+
+
+def check_number(number, metrics):
+  """Raises UserError for fewer samples than the metrics need."""
+  least = evaluator.minimum(metrics)
+  if number < least:
+    raise UserError(
+        f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
+        f' needs at least {least}'
+    )
