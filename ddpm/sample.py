@@ -240,7 +240,7 @@ def check_flags():
     raise UserError(f'expected one of --{" and --".join(what)}')
   if FLAGS.interpolate and FLAGS['seeds'].present:
     raise UserError('--interpolate names its seeds: leave out --seeds')
-  if not FLAGS['strength'].using_default_value and not FLAGS.init_image:
+  if FLAGS['strength'].present and not FLAGS.init_image:
     raise UserError('--strength needs --init_image, which is missing')
   if not 0.0 < FLAGS.strength <= 1.0:
     raise UserError(

@@ -318,6 +318,7 @@ def own_flags():
     'flags, message',
     [
         ({'strength': 0.3}, '--strength needs --init_image'),
+        ({'at': 0.3}, '--strength needs --init_image'),
         ({'strength': 0.0, 'init_image': 'a'},
          '--strength is 0.0, expected more than 0'),
         ({'strength': 1.1, 'init_image': 'a'},
