@@ -11,11 +11,11 @@ from absl import flags
 from ml_collections import config_flags
 import tensorflow as tf
 
+from ddpm.run import build
 from ddpm.run import config as config_lib
 from ddpm.runtime import files
 from ddpm.runtime import preemption
 from ddpm.runtime import program
-from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 from ddpm.training import trainer as trainer_lib
 
@@ -43,12 +43,7 @@ def main():
     raise UserError('--workdir is missing: a folder for the run')
   config_lib.check_found(config)
   config_lib.validate(config)
-  if config.deterministic:
-    tf.config.experimental.enable_op_determinism()
-  strategy = strategy_lib.make_strategy(
-      config.distribute.strategy,
-      virtual_devices=config.distribute.virtual_devices,
-  )
+  strategy = build.make_strategy(config)
   if FLAGS.dry_run:
     _dry_run(config, strategy)
     return

@@ -97,6 +97,10 @@ def test_errors_are_one_line(folder):
       "    lambda: ddpm.Run('nowhere'),\n"
       "    lambda: run.sample([0], sampler='euler'),\n"
       '    lambda: run.evaluate(num_samples=1),\n'
+      "    lambda: run.evaluate(metrics=['lpips']),\n"
+      '    lambda: run.sample([]),\n'
+      '    lambda: run.sample([-1]),\n'
+      '    lambda: run.sample([0], labels=[3]),\n'
       '):\n'
       '  try:\n'
       '    call()\n'
@@ -105,6 +109,10 @@ def test_errors_are_one_line(folder):
       folder,
   )
   lines = printed.splitlines()
-  assert len(lines) == 3
+  assert len(lines) == 7
   assert 'nowhere has no checkpoints' in lines[0]
   assert "sampler is 'euler'" in lines[1] and '1 samples are too' in lines[2]
+  assert 'metrics is lpips, expected some of: bpd' in lines[3]
+  assert 'seeds is [], expected' in lines[4]
+  assert 'seeds is [-1], expected' in lines[5]
+  assert 'labels is [3], expected a class below 0' in lines[6]

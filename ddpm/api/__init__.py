@@ -5,16 +5,17 @@ raises `runtime.errors.UserError`, whose message is one line.
 """
 
 import numpy as np
-import tensorflow as tf
 
 from ddpm.api import scoring
-from ddpm.run import checkpoint
+from ddpm.run import build
+from ddpm.run import checkpoint as checkpoint_lib
 from ddpm.run import config as config_lib
 from ddpm.run import reader
 from ddpm.runtime import device_map
 from ddpm.runtime import files
 from ddpm.runtime import preemption
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
 from ddpm.training import trainer
 
@@ -33,12 +34,7 @@ def train(config, workdir):
     UserError: something that the user can mend.
   """
   config_lib.validate(config)
-  if config.deterministic:
-    tf.config.experimental.enable_op_determinism()
-  strategy = strategy_lib.make_strategy(
-      config.distribute.strategy,
-      virtual_devices=config.distribute.virtual_devices,
-  )
+  strategy = build.make_strategy(config)
   files.make_writable_folder(workdir)
   trainer.train(config, workdir, strategy, preemption.NoSignal())
   return Run(workdir)
@@ -67,7 +63,7 @@ class Run(reader.Run):
       eta=None,
       guidance=1.0,
       weights='ema',
-      checkpoint_name='latest',
+      checkpoint='latest',
   ):
     """Draws an image for each seed, the same as ddpm.sample draws.
 
@@ -79,14 +75,25 @@ class Run(reader.Run):
       eta: noise, of samplers that take it; None for its default.
       guidance: scale of classifier-free guidance; 1 for none.
       weights: 'ema', 'ema:DECAY', 'power:STD', 'posthoc:STD' or 'raw'.
-      checkpoint_name: 'latest', a step, or a path.
+      checkpoint: 'latest', a step, or a path.
 
     Returns:
       uint8 NumPy array [N, H, W, C].
+
+    Raises:
+      UserError: an argument is out of range, or the model has no use for it.
     """
     seeds = np.asarray(seeds, np.int64)
+    if seeds.ndim != 1 or not seeds.size or seeds.min() < 0:
+      raise UserError(f'seeds is {seeds}, expected a list of 0 or more')
     if labels is not None:
       labels = np.asarray(labels, np.int32)
+      classes = self.config.model.num_classes
+      if labels.shape != seeds.shape or not set(labels) <= set(range(classes)):
+        raise UserError(
+            f'labels is {labels}, expected a class below {classes} for each'
+            f' of the {len(seeds)} seeds'
+        )
     strategy = strategy_lib.make_strategy('auto')
     draw = sampler_lib.for_run(
         self,
@@ -97,20 +104,20 @@ class Run(reader.Run):
         batch_size=device_map.batch_size(strategy, len(seeds)),
         strategy=strategy,
     )
-    path = checkpoint.find(self.workdir, str(checkpoint_name))
+    path = checkpoint_lib.find(self.workdir, str(checkpoint))
     _, _, params = self.weights(path, weights)
     return np.concatenate(list(draw(params, seeds, labels)))
 
   def evaluate(
       self,
       *,
-      num_samples=2000,
-      metrics=('fid', 'kid', 'is', 'prdc', 'nearest'),
+      num_samples=scoring.NUM_SAMPLES,
+      metrics=scoring.METRICS,
       sampler=None,
       steps=None,
       eta=None,
       guidance=1.0,
-      checkpoint_name='latest',
+      checkpoint='latest',
       **kwargs,
   ):
     """Scores samples, as ddpm.evaluate does, and records the scores.
@@ -118,22 +125,26 @@ class Run(reader.Run):
     Args:
       num_samples: how many to draw, or take from those drawn before.
       metrics: names in `evaluator.MINIMUM`.
-      sampler: see `sample`, as steps, eta, guidance and checkpoint_name.
+      sampler: see `sample`, as steps, eta, guidance and checkpoint.
       steps: of the sampler.
       eta: of the sampler.
       guidance: of the sampler.
-      checkpoint_name: of what to score.
+      checkpoint: of what to score.
       **kwargs: weights, data, data_dir, split, features and inception_weights
         of `scoring.score_run`.
 
     Returns:
       Dict of metric name -> value, and 'details'.
+
+    Raises:
+      UserError: an argument is out of range, or the run has no use for it.
     """
+    scoring.check_metrics(metrics)
     metrics = set(metrics)
     scoring.check_number(num_samples, metrics)
     (result,) = scoring.score_run(
         self,
-        [checkpoint.find(self.workdir, str(checkpoint_name))],
+        [checkpoint_lib.find(self.workdir, str(checkpoint))],
         metrics=metrics,
         num_samples=num_samples,
         strategy=strategy_lib.make_strategy('auto'),

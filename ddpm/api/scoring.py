@@ -4,6 +4,7 @@ import hashlib
 import os
 
 from absl import logging
+import tensorflow as tf
 
 from ddpm.metrics import evaluator
 from ddpm.metrics import extractors
@@ -15,6 +16,10 @@ from ddpm.runtime import device_map
 from ddpm.runtime import shards
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
+
+# What is scored where nothing else is asked for.
+METRICS = ('fid', 'kid', 'is', 'prdc', 'nearest')
+NUM_SAMPLES = 2000
 
 
 def score_run(
@@ -54,6 +59,7 @@ def score_run(
   Raises:
     UserError: what is asked for and the run do not fit each other.
   """
+  compare_exactly()
   config = run.config
   batch_size = device_map.batch_size(strategy, shards.ROWS)
   sampler = sampler_lib.for_run(
@@ -145,6 +151,20 @@ def load_extractor(metrics, shape, features, inception_weights):
       inception_weights=inception_weights,
       image_shape=shape,
   )
+
+
+def compare_exactly():
+  """Makes scores comparable: 10 bits of a GPU's matrix units are too few."""
+  tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+def check_metrics(names):
+  """Raises UserError for no metrics, or one that there is not."""
+  if not names or set(names) - set(evaluator.MINIMUM):
+    raise UserError(
+        f'--metrics is {",".join(names)}, expected some of:'
+        f' {", ".join(sorted(evaluator.MINIMUM))}'
+    )
 
 
 def check_number(number, metrics):

@@ -1,4 +1,4 @@
-"""From a name in the config to the batches of a run.
+"""The batches of a run.
 
 Which images make up step n's batch is a pure function of (seed, n): image
 number `i` of epoch `e` is element `index_shuffle(i, hash(seed, e))` of the

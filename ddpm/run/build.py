@@ -7,6 +7,7 @@ from ddpm.diffusion import noise_levels
 from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 from ddpm.nn import unet
+from ddpm.runtime import strategy as strategy_lib
 
 
 def make_model(config):
@@ -25,6 +26,16 @@ def make_model(config):
         **{k: v for k, v in config.model.items() if k != 'compat'},
         **config.model.compat,
     )
+
+
+def make_strategy(config):
+  """The strategy of a config. Make it before TensorFlow does anything else."""
+  if config.deterministic:
+    tf.config.experimental.enable_op_determinism()
+  return strategy_lib.make_strategy(
+      config.distribute.strategy,
+      virtual_devices=config.distribute.virtual_devices,
+  )
 
 
 def jit_compile(config):

@@ -1,6 +1,6 @@
 """The config of a run: checked before any work, kept in the workdir.
 
-Only the programs see a config. Here it is turned into what the leaves take.
+`build` makes the objects of a run from it.
 """
 
 import json

@@ -8,11 +8,10 @@ from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import npz
+from ddpm.runtime import progress
 
 # Rows of a file. A process that is killed loses no more than these.
 ROWS = 512
-
-_LOG_SECONDS = 10
 
 
 class Shards:
@@ -48,7 +47,7 @@ class Shards:
         started = time.monotonic()
         arrays = self.make(first, last)
         logging.log_every_n_seconds(
-            logging.INFO, '%s: %d of %d, %.1f a second', _LOG_SECONDS,
+            logging.INFO, '%s: %d of %d, %.1f a second', progress.LOG_SECONDS,
             self._what, last, self._total,
             (last - first) / (time.monotonic() - started),
         )  # fmt: skip

@@ -147,14 +147,6 @@ class Sampler:
     yield from self._batched(params, seeds, labels, *between)
 
 
-def initial_noise(diffusion, keys, image_shape):
-  """Standard normal noise [B, H, W, C], that a process begins with.
-
-  Its key is one that no step's noise has: timesteps stop at T - 1.
-  """
-  return rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
-
-
 def for_run(
     run,
     sampler,
@@ -227,6 +219,14 @@ def for_run(
       strategy=strategy,
       **kwargs,
   )
+
+
+def initial_noise(diffusion, keys, image_shape):
+  """Standard normal noise [B, H, W, C], that a process begins with.
+
+  Its key is one that no step's noise has: timesteps stop at T - 1.
+  """
+  return rng.normal(rng.fold_in(keys, diffusion.num_timesteps), image_shape)
 
 
 def slerp(a, b, fraction):
