@@ -1,24 +1,9 @@
-"""What the tests share: a CPU split in eight, and a tiny experiment."""
+"""A CPU split in eight, before anything else touches TensorFlow."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
-import numpy as np
-from oracles import weights
 import pytest
 import tensorflow as tf
 
-from configs import mnist5k
-from ddpm.diffusion import process as process_lib
-from ddpm.diffusion import schedules
-from ddpm.nn import flat
-from ddpm.nn import unet
 from ddpm.runtime import environment
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 environment.prepare()
 tf.config.set_logical_device_configuration(
@@ -27,134 +12,10 @@ tf.config.set_logical_device_configuration(
 )
 
 
-# What makes of mnist5k a network that compiles in seconds, with all that is
-# random turned on. XLA compiles it, as it does by default on GPUs and TPUs.
-_TINY = {
-    'jit_compile': True,
-    'model.channels': 8,
-    'model.channel_multipliers': (1,),
-    'model.attention_resolutions': (),
-    'model.norm_groups': 4,
-    'model.patch_size': 4,
-    'data.random_flip': True,
-    'model.dropout': 0.1,
-    'diffusion.num_timesteps': 20,
-    'optimizer.warmup_steps': 2,
-    'train.batch_size': 8,
-    'train.steps_per_loop': 2,
-    'train.log_every_steps': 1,
-    'train.checkpoint_every_steps': 2,
-    'train.sample_every_steps': 0,
-    'sample.sampler': 'ancestral',
-    'sample.steps': 2,
-    'sample.eta': 0.0,
-}
-
-# The same, for a command line.
-TINY = [
-    f'--config={ROOT}/configs/mnist5k.py',
-    *(f'--config.{name}={value}' for name, value in _TINY.items()),
-]
-
-# Compiling takes XLA ten times as long as all else that a short run does: for
-# what XLA has no part in.
-TINY_WITHOUT_XLA = [*TINY, '--config.jit_compile=false']
-
-
-def tiny_config(**overrides):
-  """The same, as a config; overrides as {'train.num_steps': 2}."""
-  config = mnist5k.get_config()
-  config.update_from_flattened_dict(_TINY | overrides)
-  return config.lock()
-
-
-_SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
-
-
-def start_program(module, *args, **env):
-  """Starts `python -m MODULE`, with its output to be read as text."""
-  # What ddpm sets in this process is not what a user's shell has.
-  inherited = {k: v for k, v in os.environ.items() if k not in _SET_BY_DDPM}
-  return subprocess.Popen(
-      [sys.executable, '-m', module, *map(str, args)],
-      cwd=ROOT,
-      env=inherited | env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-  )
-
-
-def run_program(module, *args, **env):
-  """Runs it to its end."""
-  process = start_program(module, *args, **env)
-  stdout, stderr = process.communicate()
-  return subprocess.CompletedProcess(
-      process.args, process.returncode, stdout, stderr
-  )
-
-
-def metrics(workdir):
-  """The rows of a run's log."""
-  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def tensors(workdir, step):
-  """All that a checkpoint holds of the state, by name."""
-  reader = tf.train.load_checkpoint(f'{workdir}/checkpoints/ckpt-{step}')
-  return {
-      name: reader.get_tensor(name)
-      for name in reader.get_variable_to_shape_map()
-      if name != '_CHECKPOINTABLE_OBJECT_GRAPH' and 'save_counter' not in name
-  }
-
-
-def with_oracle(extractor, name, height, width):
-  """What an extractor says under XLA, and what its original in PyTorch said.
-
-  Args:
-    extractor: `base.Extractor`.
-    name: of the script in oracles/ that asked the original.
-    height, width: of the images.
-
-  Returns:
-    features and probabilities, of the one and of the other.
-  """
-  images = weights.random_images(height, width, weights.SEED)
-  function = tf.function(extractor.function, jit_compile=True)
-  features, probabilities = function(extractor.weights, images)
-  with np.load(ROOT / 'tests' / 'oracles' / f'{name}.npz') as expected:
-    expected_features = expected[f'features_{height}x{width}']
-    exp = np.exp(expected[f'logits_{height}x{width}'])
-  softmax = exp / exp.sum(axis=1, keepdims=True)
-  return features, probabilities, expected_features, softmax
-
-
-class Network:
-  """A tiny U-Net with what goes with it."""
-
-  def __init__(self, **kwargs):
-    settings = {
-        'image_size': 8,
-        'image_channels': 1,
-        'channels': 8,
-        'channel_multipliers': (1, 2),
-        'num_res_blocks': 1,
-        'attention_resolutions': (4,),
-        'norm_groups': 4,
-    } | kwargs
-    self.model = unet.UNet(**settings)
-    self.layout = flat.Layout(self.model)
-    betas = schedules.betas_for(
-        'linear', 20, beta_start=1e-3, beta_end=0.2
-    )
-    self.diffusion = process_lib.Diffusion(betas)
-    # Not the initial weights: those make every block the identity.
-    self.params = flat.flatten(self.model.trainable_variables)
-    self.params += 0.05 * tf.random.stateless_normal(self.params.shape, (1, 2))
-
-
 @pytest.fixture(scope='session')
 def network():
+  """A tiny network, shared by tests that do not change it."""
+  # Not at the top: it makes tensors, and the CPU is split by then.
+  from support import Network
+
   return Network(dropout=0.1)

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
-from conftest import run_program
-from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
+from support import ROOT
+from support import run_program
+from support import TINY_WITHOUT_XLA
 
 # What a Jupyter kernel does around a cell.
 _AS_A_KERNEL = """

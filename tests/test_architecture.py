@@ -4,8 +4,8 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT
 import pytest
+from support import ROOT
 
 # From the top floor down. A package may import those that it names; the
 # programs may import anything.

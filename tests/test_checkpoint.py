@@ -4,10 +4,10 @@ import pathlib
 import shutil
 import threading
 
-from conftest import Network
-from conftest import tiny_config
 import numpy as np
 import pytest
+from support import Network
+from support import tiny_config
 import tensorflow as tf
 
 from ddpm.optim import ema

@@ -5,15 +5,15 @@ import os
 import subprocess
 import sys
 
-from conftest import metrics
-from conftest import run_program
-from conftest import tensors
-from conftest import tiny_config
-from conftest import TINY_WITHOUT_XLA
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
+from support import metrics
+from support import run_program
+from support import tensors
+from support import tiny_config
+from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 from ddpm.formats import diffusers as diffusers_format
@@ -21,7 +21,7 @@ from ddpm.nn import flat
 from ddpm.run import build
 from ddpm.runtime.errors import UserError
 
-# Of conftest's tiny network, what diffusers can express.
+# Of the tests' tiny network, what diffusers can express.
 _MODEL = {
     'model.patch_size': 1,
     'model.channel_multipliers': (1, 2),

@@ -2,9 +2,9 @@
 
 import importlib.util
 
-from conftest import with_oracle
 import numpy as np
 import pytest
+from support import with_oracle
 
 from ddpm.metrics.extractors import efficientnet
 from ddpm.runtime.errors import UserError

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT
-from conftest import run_program
-from conftest import start_program
-from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
+from support import ROOT
+from support import run_program
+from support import start_program
+from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 NUM = ['--num_samples=600', '--metrics=fid,kid,is,prdc,nearest']

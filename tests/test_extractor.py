@@ -2,9 +2,9 @@
 
 import hashlib
 
-from conftest import ROOT
 import numpy as np
 import pytest
+from support import ROOT
 import tensorflow as tf
 
 from ddpm.data import catalog

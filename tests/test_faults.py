@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 
-from conftest import metrics
-from conftest import ROOT
-from conftest import run_program
-from conftest import start_program
-from conftest import tensors
-from conftest import TINY
-from conftest import tiny_config
-from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
+from support import error_line
+from support import metrics
+from support import refused
+from support import ROOT
+from support import run_program
+from support import start_program
+from support import tensors
+from support import TINY
+from support import tiny_config
+from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 from ddpm.data import catalog
@@ -142,24 +144,15 @@ def program(workdir, *args):
   return ('ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={workdir}', *args)
 
 
-def refused(done):
-  """The one line that a program that fails leaves after its log lines."""
-  assert done.returncode == 1, done.stderr
-  assert 'Traceback' not in done.stderr
-  line = done.stderr.strip().splitlines()[-1]
-  assert line.startswith('ddpm: error: ')
-  return line
-
-
 def test_a_checkpoint_that_finds_no_room_is_an_error(trained):
   """The limit stands for a disk that is full: 100 KiB do not hold the state."""
   command = [
       'bash', '-c', 'ulimit -f 100 && exec "$@"', '-', sys.executable, '-m',
       *program(trained, '--config.train.num_steps=9'),
   ]  # fmt: skip
-  line = refused(subprocess.run(
+  line = error_line(subprocess.run(
       command, cwd=ROOT, capture_output=True, text=True, check=False
-  ))  # fmt: skip
+  ), after_log=True)  # fmt: skip
   assert f'{trained}/checkpoints cannot be written: ' in line
   assert newest(trained) == '2'
   run(trained, 4)
@@ -181,10 +174,10 @@ def mounted(path, options):
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
   with mounted(tmp_path / 'disk', 'size=1m'):
     workdir = tmp_path / 'disk' / 'run'
-    line = refused(run_program(*program(
+    line = refused(*program(
         workdir, '--config.train.keep_last=1000',
         '--config.train.num_steps=1000',
-    )))  # fmt: skip
+    ), after_log=True)  # fmt: skip
     assert 'cannot be written: ' in line and 'No space left' in line
     step = int(newest(workdir))
     assert step >= 2
@@ -201,8 +194,8 @@ def test_a_workdir_that_is_read_only_is_an_error(original, tmp_path):
   with mounted(tmp_path / 'disk', 'size=9m'):
     workdir = shutil.copytree(original, tmp_path / 'disk' / 'run')
     subprocess.run(['mount', '-o', 'remount,ro', workdir.parent], check=True)
-    done = run_program(*program(workdir, '--config.train.num_steps=4'))
-    line = refused(done)
+    command = program(workdir, '--config.train.num_steps=4')
+    line = refused(*command, after_log=True)
     assert f'{workdir}' in line and 'cannot be written' in line
     assert newest(workdir) == '2'
 
@@ -213,7 +206,7 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path):
     if 'step 1 done' in line:
       break
   try:
-    line = refused(run_program(*program(tmp_path)))
+    line = refused(*program(tmp_path))
   finally:
     first.kill()
     first.communicate()

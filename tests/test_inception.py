@@ -2,10 +2,10 @@
 
 import re
 
-from conftest import with_oracle
 import numpy as np
 from oracles import weights
 import pytest
+from support import with_oracle
 
 from ddpm.metrics.extractors import inception
 from ddpm.runtime.errors import UserError

@@ -5,8 +5,8 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT
 import pytest
+from support import ROOT
 
 
 def launch(script, *args):

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 
-from conftest import ROOT
 import pytest
+from support import ROOT
 
 from ddpm.run import lock
 from ddpm.runtime.errors import UserError

@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 
-from conftest import metrics
-from conftest import ROOT
-from conftest import run_program
-from conftest import tensors
-from conftest import TINY
-from conftest import TINY_WITHOUT_XLA
 import numpy as np
 import pytest
+from support import metrics
+from support import refused
+from support import ROOT
+from support import run_program
+from support import tensors
+from support import TINY
+from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 
@@ -98,14 +99,6 @@ def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
   assert 'per-replica batch: 8' in done.stdout
   assert 'memory: ' in done.stdout and 'devices: ' in done.stdout
   assert not list(tmp_path.iterdir())
-
-
-def refused(module, *args):
-  done = run_program(module, *args)
-  assert done.returncode == 1
-  (line,) = done.stderr.strip().splitlines()
-  assert line.startswith('ddpm: error: ')
-  return line
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ recorded with that version, on a CPU without XLA.
 import json
 import shutil
 
-from conftest import metrics
-from conftest import ROOT
-from conftest import run_program
 import numpy as np
 import pytest
+from support import metrics
+from support import ROOT
+from support import run_program
 
 from ddpm.run import config as config_lib
 from ddpm.runtime.errors import UserError

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 
-from conftest import metrics
-from conftest import ROOT
-from conftest import run_program
-from conftest import start_program
-from conftest import TINY_WITHOUT_XLA
 import pytest
+from support import metrics
+from support import ROOT
+from support import run_program
+from support import start_program
+from support import TINY_WITHOUT_XLA
 
 RESTART = 75
 

@@ -8,12 +8,13 @@ import time
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
-from conftest import run_program
-from conftest import start_program
-from conftest import TINY_WITHOUT_XLA
 import numpy as np
 from PIL import Image
 import pytest
+from support import refused
+from support import run_program
+from support import start_program
+from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 from ddpm import sample
@@ -220,8 +221,8 @@ def test_paints_a_part_of_a_picture_and_films_it(workdir, tmp_path):
   np.testing.assert_array_equal(grid[2:30, 2:30], pixels)
   picture(tmp_path / 'a.png', pixels[::-1])
   assert 'holds another job: pictures_digest' in refused(
-      f'--workdir={workdir}', f'--outdir={out}', *flags, '--seeds=0-2',
-      '--film', '--steps=4',
+      'ddpm.sample', f'--workdir={workdir}', f'--outdir={out}', *flags,
+      '--seeds=0-2', '--film', '--steps=4',
   )  # fmt: skip
 
 
@@ -276,7 +277,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
 )
 def test_refuses_in_one_line(workdir, tmp_path, args, message):
   flags = [f'--workdir={workdir}', f'--outdir={tmp_path}', *args]
-  assert message in refused(*flags)
+  assert message in refused('ddpm.sample', *flags)
 
 
 def test_refuses_a_damaged_checkpoint_by_its_path(workdir, tmp_path):
@@ -290,17 +291,9 @@ def test_refuses_a_damaged_checkpoint_by_its_path(workdir, tmp_path):
     checkpoint.find(str(workdir), path)
 
 
-def refused(*flags):
-  done = run_program('ddpm.sample', *flags)
-  assert done.returncode == 1
-  (line,) = done.stderr.strip().splitlines()
-  assert line.startswith('ddpm: error: ')
-  return line
-
-
 def test_refuses_an_empty_workdir(tmp_path):
   flags = [f'--workdir={tmp_path}', f'--outdir={tmp_path / "out"}']
-  assert 'has no checkpoints: train first' in refused(*flags)
+  assert 'has no checkpoints: train first' in refused('ddpm.sample', *flags)
 
 
 @pytest.fixture(scope='module')

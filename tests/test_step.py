@@ -1,8 +1,8 @@
 """The step: pure, the same on any number of replicas, traced once."""
 
-from conftest import tiny_config
 import numpy as np
 import pytest
+from support import tiny_config
 import tensorflow as tf
 
 from ddpm import rng

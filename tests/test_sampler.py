@@ -1,8 +1,8 @@
 """Samplers against plain loops, and on data whose denoiser is known."""
 
-from conftest import Network
 import numpy as np
 import pytest
+from support import Network
 import tensorflow as tf
 
 from ddpm import rng
