@@ -18,11 +18,8 @@ from absl import logging
 from ml_collections import config_flags
 import tensorflow as tf
 
-from ddpm.diffusion import process as process_lib
 from ddpm.formats import diffusers as diffusers_format
 from ddpm.nn import flat
-from ddpm.optim import ema
-from ddpm.run import build
 from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
 from ddpm.run import defaults
@@ -33,7 +30,7 @@ from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 from ddpm.sampling import flags as sampler_flags
 from ddpm.sampling import sampler as sampler_lib
-from ddpm.training import state as state_lib
+from ddpm.training import step as step_lib
 
 FLAGS = flags.FLAGS
 
@@ -90,13 +87,8 @@ def from_diffusers(directory, workdir):
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
     layout = flat.Layout(model)
-    state = state_lib.State(
-        params,
-        ema_names=ema.names(config.ema.decays, config.ema.power_stds),
-        use_loss_scale=config.precision == 'mixed_float16',
-        memory=build.make_noise_levels(config).initial(),
-        num_terms=len(process_lib.loss_terms(config.diffusion.loss)),
-    )
+    step = step_lib.TrainStep.from_config(config, model, layout)
+    state = step.initial_state(params)
     checkpoints = checkpoint.Checkpointer(
         folder, state, layout, writes=True, keep_last=1, keep_every_steps=0
     )
@@ -151,8 +143,8 @@ def to_savedmodel(directory, workdir):
       'wrote %s: %s parameters, %s, %s of %d steps; next, in Python:'
       " tf.saved_model.load('%s').signatures['serving_default']("
       'seeds=tf.range(4), labels=tf.zeros([4], tf.int32))',
-      directory, f'{loaded.layout.size:,}', source, sampler.name, sampler.steps,
-      directory,
+      directory, f'{loaded.layout.size:,}', source, sampler.spec.sampler,
+      sampler.spec.steps, directory,
   )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def main():
 
 def _dry_run(config, strategy):
   trainer = trainer_lib.Trainer(config, strategy)
-  _, _, metrics = trainer.run(next(trainer.blocks(0)), 0, 1)
+  _, _, metrics = trainer.run_until(1)
   print(f'parameters: {trainer.layout.size}')
   print(f'devices: {", ".join(strategy.extended.worker_devices)}')
   print(f'replicas: {strategy.num_replicas_in_sync}')

@@ -185,7 +185,8 @@ def _make_job(model, columns, strategy, host, hosts):
   if FLAGS.interpolate and sampler.is_noisy:
     raise UserError(
         '--interpolate needs a sampler that adds no noise, but this is'
-        f' {sampler.name} with eta {sampler.eta}: use --sampler=dpmpp_2m'
+        f' {sampler.spec.sampler} with eta {sampler.spec.eta}: use'
+        ' --sampler=dpmpp_2m'
     )
   step, weights, params = model.weights(path, FLAGS.weights)
   job = job_lib.Job(
@@ -194,11 +195,11 @@ def _make_job(model, columns, strategy, host, hosts):
       columns,
       identity={
           'weights_digest': hashlib.sha256(params).hexdigest()[:16],
-          'sampler': sampler.name,
-          'steps': sampler.steps,
-          'eta': sampler.eta,
+          'sampler': sampler.spec.sampler,
+          'steps': sampler.spec.steps,
+          'eta': sampler.spec.eta,
           'sampler_digest': sampler.digest,
-          'guidance': sampler.guidance,
+          'guidance': sampler.spec.guidance,
           'labels': FLAGS.labels,
           'seeds': None if FLAGS.interpolate else FLAGS.seeds,
           'precision': model.precision,

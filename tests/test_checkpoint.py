@@ -20,7 +20,7 @@ from ddpm.training import state as state_lib
 
 def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
   state = state_lib.State(
-      network.params, ema_names=ema.names(decays, ()), use_loss_scale=False
+      network.params, ema_names=[str(decay) for decay in decays]
   )
   checkpoints = checkpoint.Checkpointer(
       str(workdir),
@@ -362,11 +362,8 @@ class Tracked:
 
   def save(self, *steps):
     layout = self.trained.layout
-    state = state_lib.State(
-        tf.zeros([layout.size]),
-        ema_names=ema.names(self.decays, self.stds),
-        use_loss_scale=False,
-    )
+    emas = ema.EMAs(self.decays, self.stds)
+    state = state_lib.State(tf.zeros([layout.size]), ema_names=emas.names)
     checkpoints = checkpoint.Checkpointer(
         self.workdir, state, layout, writes=True, keep_last=2,
         keep_every_steps=100,
@@ -446,7 +443,7 @@ def test_the_first_average_may_be_a_power_function(tmp_path):
 
 @pytest.mark.parametrize('which', ['foo', 'ema:', 'power', 'raw:0.1', 'ema:x'])
 def test_refuses_weights_of_no_known_form(tracked, which):
-  message = f'--weights is {which!r}, expected ema, ema:DECAY, power:STD, pos'
+  message = f'^weights is {which!r}, expected ema, ema:DECAY, power:STD, pos'
   with pytest.raises(UserError, match=message):
     tracked.weights(which)
 
@@ -466,6 +463,6 @@ def test_refuses_to_rebuild_what_it_cannot(tracked, tmp_path):
     tracked.weights('posthoc:0.1', '0')
   run = Tracked(tmp_path, stds=())
   run.save(1)
-  message = r'no power-function average: train with ema\.power_stds=\(0'
+  message = r'no power-function EMA: train with ema\.power_stds=\(0'
   with pytest.raises(UserError, match=message):
     run.weights('posthoc:0.1')

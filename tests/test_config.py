@@ -48,7 +48,7 @@ def test_an_unknown_variant_is_refused(module):
     [
         ('precision', 'float64', "precision is 'float64', expected one of"),
         ('diffusion.schedule', 'sqrt', "schedule is 'sqrt', expected one of"),
-        ('diffusion.prediction', 'z', "prediction is 'z', expected one of"),
+        ('diffusion.prediction', 'z', "prediction is 'z', expected eps, x0"),
         ('diffusion.loss', 'l1', "loss is 'l1', expected one of: simple"),
         ('diffusion.variance', 'x', "variance is 'x', expected one of"),
         ('optimizer.decay', 'step', "decay is 'step', expected one of"),
@@ -57,17 +57,17 @@ def test_an_unknown_variant_is_refused(module):
         ('distribute.strategy', 'gpu', "strategy is 'gpu', expected one of"),
         ('train.batch_size', 0, 'batch_size is 0, expected at least 1'),
         ('seed', -1, 'seed is -1, expected at least 0'),
-        ('model.dropout', 1.0, 'dropout is 1.0, expected < 1'),
+        ('model.dropout', 1.0, 'dropout is 1.0, expected below 1'),
         ('sample.steps', 1001, 'steps is 1001, expected at most'),
         ('sample.eta', 1.5, 'sample.eta is 1.5, expected 0 to 1'),
-        ('sample.sigma_min', 90.0, 'sigma_min is 90.0 and sample.sigma'),
+        ('sample.sigma_min', 90.0, 'sample.sigma_min is 90.0 and sigma_max'),
         ('sample.rho', 0.0, 'sample.rho is 0.0, expected more than 0'),
         ('model.channel_multipliers', (), 'channel_multipliers is empty'),
         ('ema.decays', (), 'decays is empty'),
         ('ema.decays', (1.0,), 'decays has 1.0'),
         ('data.image_size', 30, 'image size 30 is not divisible by 4'),
-        ('model.norm_groups', 7, 'not divisible by model.norm_groups 7'),
-        ('model.head_channels', 7, 'not divisible by model.head_channels 7'),
+        ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
+        ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),
         ('model.compat.downsample_padding', 'x', "padding is 'x', expected"),
         ('model.compat.embedding_order', 'x', "order is 'x', expected one of"),
@@ -75,21 +75,23 @@ def test_an_unknown_variant_is_refused(module):
         ('model.variant', 'adm', "variant is 'adm', expected one of: ddpm"),
         ('model.init', 'x', "init is 'x', expected one of: ho"),
         ('diffusion.timesteps', 'x', "timesteps is 'x', expected one of"),
-        ('diffusion.schedule', 'edm', 'the prediction edm go together'),
-        ('diffusion.prediction', 'edm', 'the prediction edm go together'),
-        ('diffusion.timesteps', 'lognormal', 'timesteps lognormal go together'),
+        ('diffusion.schedule', 'edm', 'the prediction edm and'),
+        ('diffusion.prediction', 'edm', 'the prediction edm and'),
+        ('diffusion.timesteps', 'lognormal', 'lognormal timesteps and the'),
         ('diffusion.loss', 'hybrid', 'hybrid needs it'),
-        ('diffusion.variance', 'learned_range', 'learned_range is learned by'),
+        ('diffusion.variance', 'learned_range', 'learn a learned_range'),
         ('train.label_dropout', 0.1, 'the model has no classes'),
         ('train.accumulation_steps', 0, 'accumulation_steps is 0, expected at'),
-        ('ema.power_stds', (0.5,), 'std of a power-function average is 0.5'),
+        ('ema.power_stds', (0.5,), "power_stds has 0.5: a power-function EMA"),
     ],
 )
 def test_refuses(name, value, message):
   config = mnist5k.get_config()
   config.update_from_flattened_dict({name: value})
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=message) as error:
     config_lib.validate(config)
+  # It begins with a knob, as a flag has it.
+  assert re.match(r'config\.\w+(\.\w+)* ', str(error.value))
 
 
 def test_the_schedule_edm_has_no_bound():

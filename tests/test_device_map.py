@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ddpm.diffusion import solvers
 from ddpm.runtime import device_map
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
@@ -111,8 +112,7 @@ def test_images_of_a_seed_are_the_same_on_two_devices(network):
         network.model,
         network.layout,
         network.diffusion,
-        sampler='ancestral',
-        steps=3,
+        solvers.SamplerSpec('ancestral', 3),
         batch_size=batch_size,
         jit_compile=True,
         strategy=strategy,

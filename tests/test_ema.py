@@ -1,4 +1,4 @@
-"""Averages against their weights in closed form, and rebuilt afterwards."""
+"""EMAs against their weights in closed form, and reconstructed afterwards."""
 
 import math
 
@@ -12,21 +12,36 @@ from ddpm.training import state as state_lib
 STEPS = 40
 
 
-def shares(name, steps, rampup_ratio=0.0):
-  """The shares after steps 0, 1, ..., compiled by XLA as in the trainer."""
+def new_weights(name, steps, rampup_ratio=0.0):
+  """Those after steps 0, 1, ..., compiled by XLA as in the trainer."""
+  emas = ema.EMAs((0.9,), rampup_ratio=rampup_ratio)
 
   @tf.function(jit_compile=True, autograph=False)
-  def share(step):
-    return ema.share_at(name, step, rampup_ratio=rampup_ratio)
+  def weight(step):
+    return emas.weight(name, step)
 
-  return np.array([share(tf.constant(s, tf.int64)).numpy() for s in steps])
+  return np.array([weight(tf.constant(s, tf.int64)).numpy() for s in steps])
 
 
 def test_names():
-  assert ema.names((0.9999, 0.5), (0.05, 0.10)) == [
+  assert ema.EMAs((0.9999, 0.5), (0.05, 0.10)).names == [
       '0.9999', '0.5', 'power:0.05', 'power:0.1',
   ]  # fmt: skip
-  assert ema.names((0.9,), ()) == ['0.9']
+  assert ema.EMAs((0.9,)).names == ['0.9']
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        ((), 'decays is empty'),
+        (((1.0,),), 'decays has 1.0, expected'),
+        (((), (0.3,)), "power_stds has 0.3: a power-function EMA's std is"),
+        (((0.9,), (), -1), 'rampup_ratio is -1, expected at least 0'),
+    ],
+)
+def test_refuses(args, message):
+  with pytest.raises(ValueError, match=message):
+    ema.EMAs(*args)
 
 
 def weights_of(betas):
@@ -54,7 +69,7 @@ def power_weights(std, n=STEPS):
 
 @pytest.mark.parametrize('replicas', [1, 2])
 @pytest.mark.parametrize('rampup_ratio', [0.0, 0.05, 0.5])
-def test_averages_are_their_weighted_sums(replicas, rampup_ratio):
+def test_emas_are_their_weighted_sums(replicas, rampup_ratio):
   """Of a random path, in the variables and the replicas of a run."""
   path = np.random.default_rng(0).normal(size=[STEPS + 1, 5])
   path = path.astype(np.float32)
@@ -62,18 +77,17 @@ def test_averages_are_their_weighted_sums(replicas, rampup_ratio):
       [f'CPU:{i}' for i in range(replicas)],
       cross_device_ops=tf.distribute.ReductionToOneDevice(),
   )
+  emas = ema.EMAs((0.9, 0.0), (0.05, 0.2), rampup_ratio)
   with strategy.scope():
     state = state_lib.State(
         tf.constant(path[0]),
-        ema_names=ema.names((0.9, 0.0), (0.05, 0.2)),
-        use_loss_scale=False,
+        ema_names=emas.names,
     )
 
   @tf.function(autograph=False)
   def step(params):
-    for name, average in state.ema.items():
-      share = ema.share_at(name, state.step, rampup_ratio=rampup_ratio)
-      average.assign(ema.update(average.read_value(), params, share))
+    new = emas.update(state.read()['ema'], params, state.step)
+    tf.nest.map_structure(lambda v, x: v.assign(x), state.ema, new)
     state.step.assign(state.step + 1)
 
   for params in path[1:]:
@@ -84,32 +98,32 @@ def test_averages_are_their_weighted_sums(replicas, rampup_ratio):
       'power:0.05': power_weights(0.05) @ path,
       'power:0.2': power_weights(0.2) @ path,
   }
-  for name, average in state.ema.items():
-    for copy in strategy.experimental_local_results(average):
+  for name, variable in state.ema.items():
+    for copy in strategy.experimental_local_results(variable):
       np.testing.assert_allclose(copy, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_share_of_a_decay_is_that_of_float64_rounded_once():
+def test_the_weight_of_a_decay_is_that_of_float64_rounded_once():
   for decay in (0.9999, 0.995, 0.0):
-    share = ema.share_at(str(decay), tf.constant(7), rampup_ratio=0.0)
-    assert share.numpy() == np.float32(1.0 - decay)
+    weight = ema.EMAs((decay,)).weight(str(decay), tf.constant(7))
+    assert weight.numpy() == np.float32(1.0 - decay)
   # What float32 would make of it.
   assert 1 - np.float32(0.9999) != np.float32(1.0 - 0.9999)
 
 
 def test_the_ramp_ends_at_the_decay():
   # A half-life of 6931 steps, 5 % of 138,626.
-  before, after = shares('0.9999', [138_000, 139_000], rampup_ratio=0.05)
+  before, after = new_weights('0.9999', [138_000, 139_000], rampup_ratio=0.05)
   assert before > after == np.float32(1.0 - 0.9999)
 
 
 @pytest.mark.parametrize('std', [0.01, 0.05, 0.2])
-def test_power_shares_are_precise_at_any_step(std):
+def test_power_weights_are_precise_at_any_step(std):
   t = np.array([1, 2, 3, 10, 1000, 10**6, 10**8])
   with np.errstate(divide='ignore'):
     expected = -np.expm1((ema.power_exponent(std) + 1) * np.log1p(-1 / t))
   np.testing.assert_allclose(
-      shares(f'power:{std}', t - 1), expected, rtol=1e-6
+      new_weights(f'power:{std}', t - 1), expected, rtol=1e-6
   )
 
 
@@ -131,18 +145,19 @@ def test_a_std_out_of_range(std):
 
 @pytest.fixture(scope='module')
 def training():
-  """2000 steps of a random walk: averages, by width and step."""
+  """2000 steps of a random walk: emas, by width and step."""
   rng = np.random.default_rng(0)
   stds = (0.05, 0.10, 0.07, 0.15)
   params = 3 * rng.normal(size=500)
-  averages = dict.fromkeys(stds, params)
-  tracked = {std: shares(f'power:{std}', range(2000)) for std in stds}
+  emas = dict.fromkeys(stds, params)
+  weights = {std: new_weights(f'power:{std}', range(2000)) for std in stds}
   saved = {}
   for step in range(2000):
     params = params + 0.01 * rng.normal(size=500)
     for std in stds:
-      averages[std] = ema.update(averages[std], params, tracked[std][step])
-      saved[std, step + 1] = averages[std].astype(np.float32)
+      weight = weights[std][step]
+      emas[std] = (1 - weight) * emas[std] + weight * params
+      saved[std, step + 1] = emas[std].astype(np.float32)
     saved['raw', step + 1] = params
   return saved
 
@@ -157,7 +172,7 @@ def test_what_is_rebuilt_is_what_was_tracked(training, std, step):
   expected = training[std, step]
   error = np.linalg.norm(rebuilt - expected) / np.linalg.norm(expected)
   assert error < 1e-3
-  # And not because all averages are much the same: in what is their own.
+  # And not because all emas are much the same: in what is their own.
   raw = training['raw', step]
   correlation = np.corrcoef(rebuilt - raw, expected - raw)[0, 1]
   assert correlation > 0.99

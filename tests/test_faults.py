@@ -68,9 +68,7 @@ def poison(workdir):
   """Makes a weight of the newest checkpoint NaN, and saves it soundly."""
   model = build.make_model(tiny_config())
   state = state_lib.State(
-      flat.flatten(model.trainable_variables),
-      ema_names=('0.995',),
-      use_loss_scale=False,
+      flat.flatten(model.trainable_variables), ema_names=('0.995',)
   )
   checkpoints = checkpoint.Checkpointer(
       str(workdir), state, flat.Layout(model), writes=True, keep_last=1,

@@ -11,8 +11,10 @@ import pytest
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import losses as losses_lib
 from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
+from ddpm.diffusion.process import per_image
 from ddpm.metrics import likelihood
 
 LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
@@ -20,7 +22,7 @@ LOW, HIGH = 51, 153  # -0.6 and 0.2
 MIDDLE, HALF = -0.2, 0.4
 
 
-def two_point_guess(xt, alpha, sigma, tanh):
+def two_point_estimate(xt, alpha, sigma, tanh):
   """E[x_0 | x_t] of the two levels."""
   return MIDDLE + HALF * tanh(HALF * alpha * (xt - alpha * MIDDLE) / sigma**2)
 
@@ -40,24 +42,27 @@ def test_bits_of_two_levels(variance):
                  - np.log(1 - abar[-1]))  # fmt: skip
   for t in range(1, 1000):
     alpha, sigma = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
-    guess = two_point_guess(alpha * x0 + sigma * z, alpha, sigma, np.tanh)
+    xt = alpha * x0 + sigma * z
+    estimate = two_point_estimate(xt, alpha, sigma, np.tanh)
     coef = np.sqrt(before[t]) * LINEAR[t] / (1 - abar[t])
     sigma2 = LINEAR[t] if variance == 'fixedlarge' else tilde[t]
     ratio = tilde[t] / sigma2
-    error = density @ (coef * (guess - x0)) ** 2
+    error = density @ (coef * (estimate - x0)) ** 2
     total += 0.5 * (ratio + error / sigma2 - 1 - np.log(ratio))
   # With the posterior's variance the steps cost no more than they must.
   entropy = total / np.log(2)
   assert 1 < entropy < (1.02 if variance == 'fixedsmall' else 2.0)
-  # The last step's guess is right to 1e-300, so that its term is the share of
-  # a normal distribution within half a level: by Page's tanh.
+  # The last step's estimate is right to 1e-300: its term is the mass of a normal
+  # distribution within half a level, by Page's tanh.
   u = 1 / 255 / np.sqrt(tilde[1])
   page = np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))
   expected = entropy - np.log2(page)
 
   def network(x, time):
     level = process.level(tf.cast(time, tf.int32))
-    return two_point_guess(x, level.alpha, level.sigma, tf.tanh)
+    return two_point_estimate(
+        x, per_image(level.alpha), per_image(level.sigma), tf.tanh
+    )
 
   levels = np.random.default_rng(0).integers(0, 2, [256, 16, 16, 1])
   images = np.where(levels, HIGH, LOW).astype(np.uint8)
@@ -85,17 +90,15 @@ def test_loss_of_the_best_network_is_the_analytic_minimum(prediction):
   level = process.level(t)
   x0 = mean + std * tf.random.stateless_normal([3, 512, 512, 1], (0, 0))
   noise = tf.random.stateless_normal(x0.shape, (0, 1))
-  total = (level.alpha * std) ** 2 + level.sigma**2
-  rest = process.q_sample(x0, t, noise) - level.alpha * mean
+  alpha, sigma = per_image(level.alpha), per_image(level.sigma)
+  total = (alpha * std) ** 2 + sigma**2
+  rest = process.q_sample(x0, t, noise) - alpha * mean
   best = process.target(
-      mean + level.alpha * std**2 * rest / total,
-      level,
-      level.sigma * rest / total,
+      mean + alpha * std**2 * rest / total, level, sigma * rest / total
   )
-  losses = process.losses(lambda x, time: best, x0, t, noise, loss='simple')
+  losses = losses_lib.Loss(process)(lambda x, time: best, x0, t, noise)
 
-  alpha = level.alpha.numpy().ravel().astype(np.float64)
-  sigma = level.sigma.numpy().ravel().astype(np.float64)
+  alpha, sigma = level.alpha.numpy(), level.sigma.numpy()
   unknown = (std * sigma) ** 2 / ((alpha * std) ** 2 + sigma**2)
   scale = {
       'eps': (alpha / sigma) ** 2,

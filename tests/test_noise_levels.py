@@ -54,8 +54,8 @@ class Oracle:
 
 def test_loss_second_moment_is_equation_18():
   resampler = noise_levels.LossSecondMoment(5)
-  remember = tf.function(resampler.remember, jit_compile=True)
-  oracle, memory = Oracle(5), resampler.initial()
+  update = tf.function(resampler.update_history, jit_compile=True)
+  oracle, history = Oracle(5), resampler.initial_history()
   generator = np.random.default_rng(0)
   was_even = []
   for i in range(40):
@@ -64,16 +64,16 @@ def test_loss_second_moment_is_equation_18():
     if i > 30:
       t = np.minimum(t, 1)
     losses = (generator.random(24) * (1 + t) ** 2).astype(np.float32)
-    memory = remember(memory, t, losses)
+    history = update(history, t, losses)
     oracle.remember(t, losses)
     np.testing.assert_allclose(
-        resampler.probabilities(memory), oracle.probabilities(), rtol=1e-5
+        resampler.probabilities(history), oracle.probabilities(), rtol=1e-5
     )
     was_even.append(len({*oracle.probabilities()}) == 1)
   assert was_even[0] and not was_even[-1]
 
   p = oracle.probabilities()
-  t, weight, quartile = resampler.draw(KEYS, memory)
+  t, weight, quartile = resampler.draw(KEYS, history)
   np.testing.assert_allclose(np.bincount(t) / 40_000, p, atol=0.01)
   np.testing.assert_allclose(weight, 1 / (5 * p[t]), rtol=1e-4)
   np.testing.assert_array_equal(quartile, 4 * t.numpy() // 5)

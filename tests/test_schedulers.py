@@ -60,7 +60,7 @@ def ours(process, timesteps, *, sampler, clip, **kwargs):
     noise = sampler_lib.initial_noise(process, KEYS, SHAPE)
     return sampler_lib.sample(
         network, process, rows, start=process.prior_sigma * noise, keys=KEYS,
-        clip=clip,
+        constrain=sampler_lib.clip if clip else lambda x0: x0,
     )[0]  # fmt: skip
 
   return tf.function(function, autograph=False)().numpy()

@@ -6,12 +6,13 @@ from support import tiny_config
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import losses as losses_lib
 from ddpm.diffusion import noise_levels
 from ddpm.diffusion import process as process_lib
 from ddpm.optim import adam
+from ddpm.optim import ema
 from ddpm.run import build
 from ddpm.runtime.errors import UserError
-from ddpm.training import state as state_lib
 from ddpm.training import step as step_lib
 from ddpm.training import trainer as trainer_lib
 
@@ -39,13 +40,10 @@ def make_trainer(replicas, stop=0.0, **overrides):
 
 def losses_of(trainer, steps):
   """The losses of a new trainer's first steps, each run by a call."""
-  blocks = trainer.blocks(0)
   losses = []
-  for step in range(steps):
-    if step % 2 == 0:  # train.steps_per_loop
-      block = next(blocks)
-    done, stopped, metrics = trainer.run(block, step % 2, 1)
-    assert (done, stopped) == (step + 1, False)
+  for step in range(1, steps + 1):
+    done, stopped, metrics = trainer.run_until(step)
+    assert (done, stopped) == (step, False)
     losses.append(metrics['loss'])
   return np.array(losses)
 
@@ -110,7 +108,7 @@ EDM = {
 
 @pytest.mark.parametrize('settings, steps', [(LEARNED, 12), (EDM, 3)])
 def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
-  """The memory of losses, classes, averages: on two replicas, in parts."""
+  """The loss history, classes, EMAs: on two replicas, with accumulation."""
   one = make_trainer(1, **WITHOUT_XLA, **settings)
   parts = {'train.accumulation_steps': 2, 'train.remat': True}
   two = make_trainer(2, **WITHOUT_XLA, **settings, **parts)
@@ -119,10 +117,9 @@ def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
   assert losses[-1] < losses[0]
   if settings is LEARNED:
     # Warm: the choice of timesteps follows the losses.
-    assert tf.reduce_min(one.state.memory['counts']) >= 10
-    np.testing.assert_array_equal(
-        one.state.memory['counts'], two.state.memory['counts']
-    )
+    counts = one.state.loss_history['counts']
+    assert tf.reduce_min(counts) >= 10
+    np.testing.assert_array_equal(counts, two.state.loss_history['counts'])
   images = one.draw()
   assert images.shape == (64, 28, 28, 1) and images.std() > 10
 
@@ -145,71 +142,110 @@ def test_jit_and_precision_change_only_the_rounding(
 
 
 def test_steps_in_one_call_are_steps_one_by_one(one_device, expected):
-  blocks = one_device.blocks(0)
-  losses = [one_device.run(next(blocks), 0, 2)[2]['loss'] for _ in range(3)]
-  np.testing.assert_array_equal(losses, expected[1::2])
-  assert one_device.state.step.numpy() == 6
+  # Two blocks of two steps, then half of one.
+  losses = [one_device.run_until(step)[2]['loss'] for step in (4, 5)]
+  np.testing.assert_array_equal(losses, expected[[3, 4]])
+  assert one_device.state.step.numpy() == 5
 
 
 def test_the_whole_loop_compiles_as_a_tpu_would_have_it(one_device, expected):
   """XLA takes the multi-step function whole: all shapes static, no host op."""
   loop = tf.function(one_device._loop.python_function, jit_compile=True,
                      autograph=False)  # fmt: skip
-  metrics = loop(next(one_device.blocks(0)), tf.constant(0), tf.constant(2))
+  block = next(one_device._make_blocks(0))
+  metrics = loop(block, tf.constant(0), tf.constant(2))
   np.testing.assert_allclose(metrics['loss'], expected[1], rtol=1e-5)
+
+
+class Spy:
+  """In a model's place: records its inputs; `output` is what it predicts."""
+
+  image_shape = (8, 8, 1)
+  dropout = 0.0
+
+  def __init__(self, output, num_classes=0):
+    self.num_classes = num_classes
+    self._output = output
+    self.inputs = {}
+
+  def stateless_call(self, weights, _, x, t, labels, dropout_keys):
+    self.inputs = {'x': x, 't': t, 'labels': labels}
+    return self._output(x, labels) + 0 * tf.reduce_sum(weights[0]), []
+
+
+def make_step(network, **kwargs):
+  """A `TrainStep` of 4 images; see its attributes for `kwargs`."""
+  settings = {
+      'model': network.model,
+      'layout': network.layout,
+      'loss': losses_lib.Loss(network.diffusion),
+      'noise_levels': noise_levels.Uniform(20),
+      'optimizer': adam.Adam(adam.LearningRate(0.1), beta2=0.99),
+      'clip': adam.Clip(),
+      'loss_scale': adam.LossScale(),
+      'emas': ema.EMAs((0.9,)),
+      'seed': 0,
+      'batch_size': 4,
+  } | kwargs
+  return step_lib.TrainStep(**settings)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 1], np.uint8)
+
+
+def batch_of(images, labels=None, start=0):
+  """Images of the positions from `start` on, as a step takes them."""
+  b = len(images)
+  return {
+      'image': tf.constant(images),
+      'label': tf.zeros([b], tf.int32) if labels is None else labels,
+      'position': tf.range(start, start + b, dtype=tf.int64),
+  }
+
+
+def inputs_of(params, step=3, loss_scale=1.0, loss_history=None):
+  return {
+      'params': params,
+      'step': tf.constant(step, tf.int64),
+      'loss_scale': tf.constant(loss_scale),
+      'loss_history': loss_history or {},
+  }
 
 
 def test_loss_is_the_papers(network):
   """L_simple by hand, from the step's own timesteps and noise."""
-  seen = {}
-
-  class Spy:
-    image_shape = (8, 8, 1)
-    num_classes = 0
-
-    def stateless_call(self, weights, _, x, t, labels, dropout_keys):
-      seen.update(x=x, t=t)
-      return tf.zeros_like(x) + 0 * tf.reduce_sum(weights[0]), []
-
-  gradient = step_lib.gradient_function(
-      Spy(), network.layout, network.diffusion, noise_levels.Uniform(20),
-      seed=0, batch_size=4, replica_batch_size=4, random_flip=False,
-      dropout=False,
-      jit_compile=False,
-  )  # fmt: skip
-  packed = gradient(
-      network.params, tf.constant(1.0), tf.constant(3, tf.int64),
-      tf.constant(0.0), {}, tf.zeros([4, 8, 8, 1], tf.uint8),
-      tf.zeros([4], tf.int32), tf.range(4, dtype=tf.int64),
-  )  # fmt: skip
-  weights, losses, _ = step_lib.unpack(packed, network.layout.size, 4)
-  # The noise's mean square, for an output of zero.
-  np.testing.assert_allclose(losses, np.ones([1, 4]), atol=0.5)
-  assert np.mean(losses) == pytest.approx(1, abs=0.25)
-  np.testing.assert_array_equal(weights, 0)
-
-
-def gradient_of(network, choice=None, memory=None, **kwargs):
-  """A function that computes gradient [P], then losses [4], then stop."""
-  choice = choice or noise_levels.Uniform(20)
-  settings = {
-      'seed': 0, 'batch_size': 4, 'replica_batch_size': 4,
-      'random_flip': True, 'dropout': True, 'jit_compile': False,
-  } | kwargs  # fmt: skip
-  function = step_lib.gradient_function(
-      network.model, network.layout, network.diffusion, choice, **settings
+  spy = Spy(lambda x, labels: tf.zeros_like(x))
+  step = make_step(network, model=spy)
+  black = np.zeros([4, 8, 8, 1], np.uint8)
+  packed = step.gradient(
+      inputs_of(network.params), tf.constant(0.0), batch_of(black)
   )
-  memory = choice.initial() if memory is None else memory
-  b = settings['replica_batch_size']
-  images = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 1], np.uint8)
+  gradient, losses, _ = step.unpack(packed)
+  abar = network.diffusion.alphas_cumprod[spy.inputs['t'].numpy().astype(int)]
+  abar = abar.reshape(-1, 1, 1, 1)
+  # x_t is of images of -1.
+  noise = (spy.inputs['x'] + np.sqrt(abar)) / np.sqrt(1 - abar)
+  assert abs(noise.numpy().mean()) < 0.2
+  # For an output of zero, the mean square of the noise.
+  expected = np.mean(noise.numpy() ** 2, axis=(1, 2, 3))
+  np.testing.assert_allclose(losses[0], expected, rtol=1e-4)
+  assert np.mean(losses) == pytest.approx(1, abs=0.25)
+  np.testing.assert_array_equal(gradient, 0)
 
-  def call(step=3, start=0, loss_scale=1.0, stop=0.0):
-    return function(
-        network.params, tf.constant(loss_scale), tf.constant(step, tf.int64),
-        tf.constant(stop), memory, images[start : start + b],
-        np.zeros([b], np.int32),
-        np.arange(start, start + b, dtype=np.int64),
-    ).numpy()  # fmt: skip
+
+def gradient_of(network, replica_batch_size=4, jit_compile=False, **kwargs):
+  """A function that computes the gradient [P], the losses [1, 4], and stop."""
+  step = make_step(network, random_flip=True, **kwargs)
+  function = tf.function(step.gradient, jit_compile=jit_compile)
+
+  def call(step_number=3, start=0, loss_scale=1.0, params=None, stop=0.0):
+    params = network.params if params is None else params
+    packed = function(
+        inputs_of(params, step_number, loss_scale),
+        tf.constant(stop),
+        batch_of(IMAGES[start : start + replica_batch_size], start=start),
+    )
+    return [x.numpy() for x in step.unpack(packed)]
 
   return call
 
@@ -220,124 +256,126 @@ def gradient(network):
 
 
 def test_shares_of_replicas_sum_to_the_whole(network, gradient):
-  whole = gradient()
+  whole, losses, _ = gradient()
   half = gradient_of(network, replica_batch_size=2)
-  np.testing.assert_allclose(half(start=0) + half(start=2), whole, atol=2e-6)
-  # Each replica knows the losses of its own images.
-  np.testing.assert_array_equal(half(start=2)[-5:-3], 0)
+  first, second = half(start=0), half(start=2, stop=1.0)
+  np.testing.assert_allclose(first[0] + second[0], whole, atol=2e-6)
+  np.testing.assert_allclose(first[1] + second[1], losses, rtol=1e-5)
+  # Each replica knows the losses of its own images, and its own worker's stop.
+  np.testing.assert_array_equal(second[1][0, :2], 0)
+  assert (first[2], second[2]) == (0, 1)
   assert np.linalg.norm(whole) > 0.1
 
 
 @pytest.mark.parametrize('jit_compile', [False, True])
-def test_accumulated_parts_are_the_large_batch(
+def test_accumulated_shards_are_the_large_batch(
     network, gradient, jit_compile
 ):
-  parts = gradient_of(
+  shards = gradient_of(
       network, accumulation_steps=2, jit_compile=jit_compile
   )
-  whole = gradient()
-  np.testing.assert_allclose(parts(), whole, atol=1e-5 * np.abs(whole).max())
+  for got, whole in zip(shards(stop=1.0), gradient(stop=1.0)):
+    np.testing.assert_allclose(got, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def test_a_rare_timestep_weighs_more(network):
-  """The gradient is of the weighted mean; the losses are as they are."""
-  choice = noise_levels.LossSecondMoment(20)
-  memory = {
+  """The gradient is that of the weighted mean; the losses have no weight."""
+  levels = noise_levels.LossSecondMoment(20)
+  history = {
       'losses': tf.repeat(tf.range(1.0, 21.0)[:, None], 10, axis=1),
       'counts': tf.fill([20], 10),
   }
-  losses = gradient_of(network, choice, memory)()[-5:-1]
-  keys = step_lib.example_keys(0, 3, tf.range(4, dtype=tf.int64))
-  t, weight, _ = choice.draw(rng.fold_in(keys, 0), memory)
+  step = make_step(network, noise_levels=levels)
+  inputs = inputs_of(network.params, loss_history=history)
+  packed = step.gradient(inputs, tf.constant(0.0), batch_of(IMAGES))
+  losses = step.unpack(packed)[1].numpy()[0]
+  t, weight, _ = levels.draw(noise_level_keys(step, 3), history)
   p = np.arange(1, 21) / 210 * 0.999 + 0.001 / 20
   np.testing.assert_allclose(weight, 1 / (20 * p[t]), rtol=1e-5)
 
-  state = state_lib.State(
-      network.params, ema_names=(), use_loss_scale=False, memory=memory
-  )
-  update = update_of(state, choice, batch_size=4)
-  packed = tf.concat([tf.zeros_like(network.params), losses, [0.0]], 0)
-  tensors = state.read() | {'step': tf.constant(3, tf.int64)}
-  new, metrics = update(tensors, packed)
+  state = step.initial_state(network.params).read()
+  new, metrics = step.update(state | inputs, packed)
   expected = np.mean(losses * weight)
   assert float(metrics['loss']) == pytest.approx(expected, rel=1e-5)
-  assert int(tf.reduce_sum(new['memory']['counts'])) == 204
-  kept = [loss in new['memory']['losses'][i] for i, loss in zip(t, losses)]
-  assert all(kept)
+  assert int(tf.reduce_sum(new['loss_history']['counts'])) == 204
+  kept = new['loss_history']['losses'].numpy()
+  assert all(loss in kept[i] for i, loss in zip(t, losses))
+
+
+def noise_level_keys(step, number):
+  """The keys of a step's noise levels: the first stream of each example's."""
+  keys = step.keys(number, tf.range(step.batch_size, dtype=tf.int64))
+  return rng.fold_in(keys, 0)
 
 
 def test_label_dropout_withholds_classes(network):
-  seen = []
-
-  class Spy:
-    image_shape = (8, 8, 1)
-    num_classes = 3
-
-    def stateless_call(self, weights, _, x, t, labels, dropout_keys):
-      seen.append(labels)
-      tf.debugging.assert_equal(tf.shape(labels), [256])
-      # The labels, as the losses show them.
-      output = tf.cast(labels, tf.float32)[:, None, None, None]
-      return output * tf.ones_like(x) + 0 * tf.reduce_sum(weights[0]), []
-
+  # The labels, as the losses show them.
+  spy = Spy(
+      lambda x, labels: tf.cast(labels, x.dtype)[:, None, None, None]
+      * tf.ones_like(x),
+      num_classes=3,
+  )
   process = process_lib.Diffusion(network.diffusion.betas, prediction='x0')
-  gradient = step_lib.gradient_function(
-      Spy(), network.layout, process, noise_levels.Uniform(20), seed=0,
-      batch_size=256, replica_batch_size=256, random_flip=False, dropout=False,
-      jit_compile=False, label_dropout=0.25,
+  step = make_step(
+      network, model=spy, loss=losses_lib.Loss(process), batch_size=256,
+      label_dropout=0.25,
   )  # fmt: skip
-  packed = gradient(
-      network.params, tf.constant(1.0), tf.constant(3, tf.int64),
-      tf.constant(0.0), {}, tf.fill([256, 8, 8, 1], np.uint8(255)),
-      tf.range(256) % 3, tf.range(256, dtype=tf.int64),
+  white = tf.fill([256, 8, 8, 1], np.uint8(255))
+  packed = step.gradient(
+      inputs_of(network.params), tf.constant(0.0),
+      batch_of(white, labels=tf.range(256) % 3),
   )  # fmt: skip
-  _, losses, _ = step_lib.unpack(packed, network.layout.size, 256)
+  _, losses, _ = step.unpack(packed)
   labels = np.sqrt(losses[0])  # |label - 1|
   dropped = labels == 2  # the null class, 3
   assert 0.15 < dropped.mean() < 0.35
   np.testing.assert_array_equal(
       labels[~dropped], np.abs(np.arange(256) % 3 - 1.0)[~dropped]
   )
+  np.testing.assert_array_equal(spy.inputs['labels'] == 3, dropped)
 
 
 def test_gradient_depends_on_seed_and_step_and_not_on_the_loss_scale(
     network, gradient
 ):
-  whole = gradient()
-  np.testing.assert_array_equal(gradient(), whole)
-  np.testing.assert_allclose(gradient(loss_scale=1024.0), whole, atol=1e-6)
-  assert np.abs(gradient(step=4) - whole).max() > 1e-3
-  assert np.abs(gradient_of(network, seed=1)() - whole).max() > 1e-3
+  whole = gradient()[0]
+  np.testing.assert_array_equal(gradient()[0], whole)
+  np.testing.assert_allclose(gradient(loss_scale=1024.0)[0], whole, atol=1e-6)
+  assert np.abs(gradient(step_number=4)[0] - whole).max() > 1e-3
+  assert np.abs(gradient_of(network, seed=1)()[0] - whole).max() > 1e-3
 
 
-def test_gradient_is_the_slope_of_the_loss(network, gradient, monkeypatch):
-  whole = gradient()[:-5]
+def test_gradient_is_the_slope_of_the_loss(network, gradient):
+  whole = gradient()[0]
   direction = whole / np.linalg.norm(whole)
-  params, losses = network.params, []
-  for step in (-1e-2, 1e-2):
-    monkeypatch.setattr(network, 'params', params + step * direction)
-    losses.append(gradient()[-5:-1].mean())
+  losses = [
+      gradient(params=network.params + distance * direction)[1].mean()
+      for distance in (-1e-2, 1e-2)
+  ]
   slope = (losses[1] - losses[0]) / 2e-2
   assert slope == pytest.approx(np.linalg.norm(whole), rel=1e-2)
 
 
-def update_of(state, choice=None, **kwargs):
-  settings = {
-      'seed': 0, 'batch_size': 1,
-      'rate': lambda step: tf.constant(0.1), 'beta1': 0.9, 'beta2': 0.99,
-      'epsilon': 1e-8, 'clip_norm': 0.0, 'use_loss_scale': False,
-      'jit_compile': False,
-  } | kwargs  # fmt: skip
-  choice = choice or noise_levels.Uniform(20)
-  return step_lib.update_function(state, choice, **settings)
+class TwoWeights:
+  """In a layout's place, for updates without a network."""
+
+  size = 2
 
 
-def test_update_moves_every_part_of_the_state():
-  state = state_lib.State(
-      tf.constant([1.0, 2.0]), ema_names=('0.9', '0.5'), use_loss_scale=False
+def make_update(network, jit_compile=False, **kwargs):
+  """A step of one image and two weights, its state, and its update."""
+  settings = {'layout': TwoWeights(), 'batch_size': 1} | kwargs
+  step = make_step(network, **settings)
+  state = step.initial_state(tf.constant([1.0, 2.0])).read()
+  return step, state, tf.function(step.update, jit_compile=jit_compile)
+
+
+def test_update_moves_every_part_of_the_state(network):
+  step, state, update = make_update(network, emas=ema.EMAs((0.9, 0.5)))
+  packed = step.pack(
+      tf.constant([3.0, 4.0]), tf.constant([[0.7]]), tf.constant(1.0)
   )
-  packed = tf.constant([3.0, 4.0, 0.7, 1.0])
-  new, metrics = update_of(state)(state.read(), packed)
+  new, metrics = update(state, packed)
   np.testing.assert_allclose(new['params'], [0.9, 1.9], rtol=1e-6)
   np.testing.assert_allclose(new['adam_m'], [0.3, 0.4], rtol=1e-5)
   np.testing.assert_allclose(new['adam_v'], [0.09, 0.16], rtol=1e-4)
@@ -349,23 +387,27 @@ def test_update_moves_every_part_of_the_state():
   assert int(metrics['step']) == 1 and float(metrics['stop']) == 1
 
 
-def test_losses_by_quartile_are_means_since_the_last_log():
-  state = state_lib.State(
-      tf.zeros([1]), ema_names=(), use_loss_scale=False, num_terms=3
+def test_losses_by_quartile_are_means_since_the_last_log(network):
+  process = process_lib.Diffusion(
+      network.diffusion.betas, variance='learned_range'
   )
-  update = update_of(state, batch_size=8, loss='hybrid', log_every_steps=2)
-  choice, tensors = noise_levels.Uniform(20), state.read()
+  step, state, update = make_update(
+      network, loss=losses_lib.Loss(process, 'hybrid'), batch_size=8,
+      log_every_steps=2,
+  )  # fmt: skip
   generator = np.random.default_rng(0)
   losses, quartiles = [], []
-  for step in range(4):
+  for number in range(4):
     losses.append(generator.random([3, 8]).astype(np.float32))
-    packed = np.concatenate([[0.0], losses[-1].ravel(), [0.0]])
-    tensors, metrics = update(tensors, tf.constant(packed, tf.float32))
-    keys = step_lib.example_keys(0, step, tf.range(8, dtype=tf.int64))
-    quartiles.append(choice.draw(rng.fold_in(keys, 0), {}).quartile)
+    packed = step.pack(
+        tf.zeros([2]), tf.constant(losses[-1]), tf.constant(0.0)
+    )
+    state, metrics = update(state, packed)
+    keys = noise_level_keys(step, number)
+    quartiles.append(step.noise_levels.draw(keys, {}).quartile)
     for i, name in enumerate(('loss', 'mse', 'vb')):
       assert float(metrics[name]) == pytest.approx(losses[-1][i].mean())
-      since = slice(step // 2 * 2, None)
+      since = slice(number // 2 * 2, None)
       for q in range(4):
         own = np.concatenate(losses[since], 1)[i]
         own = own[np.concatenate(quartiles[since]) == q]
@@ -375,26 +417,29 @@ def test_losses_by_quartile_are_means_since_the_last_log():
         )
 
 
-@pytest.mark.parametrize('use_loss_scale', [False, True])
+@pytest.mark.parametrize('dynamic', [False, True])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_changes_no_weight(use_loss_scale, bad):
-  state = state_lib.State(
-      tf.constant([1.0, 2.0]), ema_names=('0.9',), use_loss_scale=use_loss_scale
-  )
-  before = state.read()
+def test_a_gradient_that_is_not_finite_changes_no_weight(
+    network, dynamic, bad
+):
   # With XLA, which must not take a NaN for a number.
-  update = update_of(
-      state, use_loss_scale=use_loss_scale, clip_norm=1.0, jit_compile=True
+  step, before, update = make_update(
+      network, jit_compile=True, loss_scale=adam.LossScale(dynamic),
+      clip=adam.Clip(1.0),
+  )  # fmt: skip
+  packed = step.pack(
+      tf.constant([bad, 1.0]), tf.constant([[0.5]]), tf.constant(0.0)
   )
-  new, metrics = update(before, tf.constant([bad, 1.0, 0.5, 0.0]))
+  new, metrics = update(before, packed)
   for name in ('params', 'adam_m', 'adam_v', 'ema'):
     tf.nest.map_structure(
         np.testing.assert_array_equal, new[name], before[name]
     )
   assert int(new['skipped_steps']) == 1 and int(new['step']) == 1
   assert int(metrics['skipped_steps']) == 1
-  scale = adam.INITIAL_LOSS_SCALE / 2 if use_loss_scale else 1
-  assert float(new['loss_scale']) == scale
+  scale = float(before['loss_scale'])
+  assert scale == (2**15 if dynamic else 1)
+  assert float(new['loss_scale']) == (scale / 2 if dynamic else scale)
 
 
 def test_per_replica_clip_is_hos():
@@ -411,7 +456,7 @@ def test_a_run_that_diverges_says_so(one_device):
   losses_of(one_device, 1)
   one_device.state.params.assign(one_device.state.params * np.nan)
   with pytest.raises(UserError, match="step 2: the loss is nan and the grad"):
-    one_device.run(next(one_device.blocks(0)), 0, 2)
+    one_device.run_until(2)
 
 
 def test_traced_once_whatever_the_number_of_replicas(monkeypatch):
@@ -438,8 +483,7 @@ def test_one_replica_told_to_stop_stops_all_after_the_same_step():
   """The request rides on the all-reduce: every replica hears of it."""
   stop = tf.Variable(0.0)
   trainer = make_trainer(2, stop, **WITHOUT_XLA)
-  blocks = trainer.blocks(0)
-  assert trainer.run(next(blocks), 0, 2)[:2] == (2, False)
+  assert trainer.run_until(2)[:2] == (2, False)
   stop.assign(1.0)
-  assert trainer.run(next(blocks), 0, 2)[:2] == (3, True)
+  assert trainer.run_until(6)[:2] == (3, True)
   assert trainer.draw() is None

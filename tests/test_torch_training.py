@@ -12,8 +12,6 @@ from configs import default
 from ddpm import rng
 from ddpm.formats import diffusers as diffusers_format
 from ddpm.nn import flat
-from ddpm.run import build
-from ddpm.training import state as state_lib
 from ddpm.training import step as step_lib
 
 torch = pytest.importorskip('torch')
@@ -47,7 +45,8 @@ def torch_losses(network, abar):
   adam = torch.optim.Adam(network.parameters(), lr=RATE, eps=1e-8)
   losses = []
   for step in range(STEPS):
-    keys = step_lib.example_keys(0, step, tf.range(BATCH, dtype=tf.int64))
+    positions = tf.range(BATCH, dtype=tf.int64)
+    keys = rng.fold_in(rng.fold_in(rng.key(0), step), positions)
     # The streams of an example's key: 0 for its timestep, 1 for its noise.
     u = rng.uniform(rng.fold_in(keys, 0), ()).numpy()
     t = torch.tensor((u * len(abar)).astype(np.int64))
@@ -68,26 +67,26 @@ def torch_losses(network, abar):
 def our_losses(config, model, params):
   """Trains our network; returns the losses and the weights."""
   layout = flat.Layout(model)
-  process = build.make_process(config)
-  timesteps = build.make_noise_levels(config)
-  state = state_lib.State(params, ema_names=(), use_loss_scale=False)
-  gradient = step_lib.gradient_function(
-      model, layout, process, timesteps, seed=0, batch_size=BATCH,
-      replica_batch_size=BATCH, random_flip=False, dropout=False,
-      jit_compile=True,
-  )  # fmt: skip
-  update = step_lib.update_function(
-      state, timesteps, seed=0, batch_size=BATCH,
-      rate=lambda step: tf.constant(RATE), beta1=0.9, beta2=0.999,
-      epsilon=1e-8, clip_norm=CLIP, use_loss_scale=False, jit_compile=True,
-  )  # fmt: skip
+  config.data.random_flip = False
+  config.optimizer.learning_rate = RATE
+  config.optimizer.warmup_steps = 0
+  config.train.batch_size = BATCH
+  assert config.optimizer.clip_norm == CLIP and config.model.dropout == 0
+  step = step_lib.TrainStep.from_config(config, model, layout)
+  state = step.initial_state(params)
+  gradient = step_lib.compile_gradient(
+      step, state, replica_batch_size=BATCH, jit_compile=True
+  )
+  update = step_lib.compile_update(step, state, jit_compile=True)
   tensors, losses = state.read(), []
-  for step in range(STEPS):
-    packed = gradient(
-        tensors['params'], tensors['loss_scale'], tensors['step'],
-        tf.constant(0.0), {}, IMAGES[step], tf.zeros([BATCH], tf.int32),
-        tf.range(BATCH, dtype=tf.int64),
-    )  # fmt: skip
+  for images in IMAGES:
+    batch = {
+        'image': tf.constant(images),
+        'label': tf.zeros([BATCH], tf.int32),
+        'position': tf.range(BATCH, dtype=tf.int64),
+    }
+    inputs = {name: tensors[name] for name in step_lib.INPUTS}
+    packed = gradient(inputs, tf.constant(0.0), batch)
     tensors, metrics = update(tensors, packed)
     losses.append(float(metrics['loss']))
   return np.array(losses), tensors['params'].numpy()

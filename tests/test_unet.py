@@ -295,11 +295,11 @@ def test_starts_as_zero():
     'settings, message',
     [
         ({'image_size': 30, 'channel_multipliers': (1, 1, 1)},
-         'image size 30 is not divisible by 4'),
-        ({'channels': 6}, '6 channels .* not divisible by model.norm_groups 4'),
-        ({'num_heads': 3}, 'not divisible by model.num_heads 3'),
-        ({'head_channels': 3}, 'not divisible by model.head_channels 3'),
-        ({'channels': 1, 'norm_groups': 1}, 'even and at least 4, got 1'),
+         'channel_multipliers is .* image size 30 is not divisible by 4'),
+        ({'channels': 6}, '^norm_groups is 4, .* not divide 6 channels'),
+        ({'num_heads': 3}, '^num_heads is 3, which does not'),
+        ({'head_channels': 3}, '^head_channels is 3, which does'),
+        ({'channels': 1, 'norm_groups': 1}, '^channels is 1, expected even'),
     ],
 )  # fmt: skip
 def test_refuses(settings, message):

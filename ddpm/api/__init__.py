@@ -98,7 +98,7 @@ class Run(reader.Run):
     draw = sampler_lib.for_run(
         self,
         sampler,
-        steps,
+        steps=steps,
         eta=eta,
         guidance=guidance,
         batch_size=device_map.batch_size(strategy, len(seeds)),

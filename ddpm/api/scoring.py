@@ -65,6 +65,7 @@ def score_run(
   sampler = sampler_lib.for_run(
       run, **sampling, batch_size=batch_size, strategy=strategy
   )
+  spec = sampler.spec
   name = data or config.data.name
   real = real_images.RealImages(
       name, data_dir or config.data.data_dir, run.model.image_shape
@@ -100,7 +101,7 @@ def score_run(
     )
   logging.info(
       '%d samples of a checkpoint, %s, %d steps, %d replicas',
-      num_samples, sampler.name, sampler.steps, strategy.num_replicas_in_sync,
+      num_samples, spec.sampler, spec.steps, strategy.num_replicas_in_sync,
   )  # fmt: skip
   for path in paths:
     step, name_of_weights, params = run.weights(path, weights)
@@ -114,9 +115,9 @@ def score_run(
         sampler,
         params,
         os.path.join(
-            directory, f'{sampler.name}_{sampler.steps}_{sampler.digest}'
+            directory, f'{spec.sampler}_{spec.steps}_{sampler.digest}'
         ),
-        identity=f'{digest} {sampler.name} {sampler.digest}',
+        identity=f'{digest} {spec.sampler} {sampler.digest}',
         total=num_samples,
         shape=run.model.image_shape,
         labelled=config.model.num_classes > 0,
@@ -127,10 +128,10 @@ def score_run(
         'checkpoint': path,
         'step': step,
         'weights': name_of_weights,
-        'sampler': sampler.name,
-        'steps': sampler.steps,
-        'eta': sampler.eta,
-        'guidance': sampler.guidance,
+        'sampler': spec.sampler,
+        'steps': spec.steps,
+        'eta': spec.eta,
+        'guidance': spec.guidance,
         'data': name,
         'split': split,
     }

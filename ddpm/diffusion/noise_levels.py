@@ -1,10 +1,15 @@
 """How training chooses the noise level of each image.
 
-Each choice is a function of an image's own key, and of what is remembered of
-losses, which is part of a run's state: `initial` makes it, `remember` moves it
-on. Shapes: keys are uint32 [B, 2], t, weight and quartile are [B].
+A choice is a function of an image's own key and of the loss history, which is
+part of a run's state: `initial_history` creates it, `update_history` adds the
+losses of a step. Choices that ignore losses have an empty history.
+
+Shapes: keys are uint32 [B, 2]; t, weight and quartile are [B].
+
+To add a choice, write its class and its row in NOISE_LEVELS.
 """
 
+import dataclasses
 import math
 import typing
 
@@ -12,22 +17,20 @@ import tensorflow as tf
 
 from ddpm import rng
 
-SAMPLERS = ('uniform', 'lognormal', 'loss_second_moment')
-
-# Of Nichol and Dhariwal's code: losses kept of each timestep, and the share of
-# timesteps that are drawn whatever their losses.
+# Of Nichol and Dhariwal's code: losses kept per timestep, and the fraction of
+# timesteps that are drawn uniformly.
 _HISTORY = 10
-_UNIFORM_SHARE = 0.001
+_UNIFORM_FRACTION = 0.001
 
 
 class Draw(typing.NamedTuple):
   """The noise levels of a batch.
 
   Attributes:
-    t: as a process takes it: timesteps, or sigmas for `process.EDM`.
-    weight: float32, of an image's loss, so that its expectation is that of
-      evenly drawn ones.
-    quartile: int32, 0 to 3: in which quarter of the levels t lies.
+    t: timesteps, or sigmas for `process.EDM`.
+    weight: float32, of each image's loss; it makes the expected loss that of
+      uniformly drawn timesteps.
+    quartile: int32, 0 to 3: the quarter of the levels that t lies in.
   """
 
   t: tf.Tensor
@@ -35,100 +38,110 @@ class Draw(typing.NamedTuple):
   quartile: tf.Tensor
 
 
-class Uniform:
-  """Timesteps 0 to T - 1, each as likely (Ho et al. 2020, algorithm 1)."""
-
-  def __init__(self, num_timesteps):
-    self._num_timesteps = num_timesteps
-
-  def initial(self):
+class _WithoutHistory:
+  def initial_history(self):
     return {}
 
-  def remember(self, memory, t, losses):
-    return memory
+  def update_history(self, history, t, losses):
+    del t, losses
+    return history
 
-  def draw(self, keys, memory):
-    t = tf.cast(rng.uniform(keys, ()) * self._num_timesteps, tf.int32)
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(_WithoutHistory):
+  """Timesteps 0 to T - 1, uniformly (Ho et al. 2020, algorithm 1)."""
+
+  num_timesteps: int
+
+  def draw(self, keys, history):
+    del history
+    t = tf.cast(rng.uniform(keys, ()) * self.num_timesteps, tf.int32)
     weight = tf.ones_like(t, tf.float32)
-    return Draw(t, weight, 4 * t // self._num_timesteps)
+    return Draw(t, weight, 4 * t // self.num_timesteps)
 
 
-class LogNormal:
+@dataclasses.dataclass(frozen=True)
+class LogNormal(_WithoutHistory):
   """Sigmas with ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1)."""
 
-  def __init__(self, mean, std):
-    self._mean = mean
-    self._std = std
+  mean: float
+  std: float
 
-  def initial(self):
-    return {}
+  def __post_init__(self):
+    if not self.std > 0:
+      raise ValueError(f'log_sigma_std is {self.std}, expected more than 0')
 
-  def remember(self, memory, t, losses):
-    return memory
-
-  def draw(self, keys, memory):
+  def draw(self, keys, history):
+    del history
     z = rng.normal(keys, ())
-    # Quarters of what is drawn: the normal distribution's quantiles.
+    # The quartiles of the normal distribution.
     quartile = 2.0 * (1.0 + tf.math.erf(z / math.sqrt(2.0)))
     quartile = tf.minimum(tf.cast(quartile, tf.int32), 3)
-    return Draw(tf.exp(self._mean + self._std * z), tf.ones_like(z), quartile)
+    return Draw(tf.exp(self.mean + self.std * z), tf.ones_like(z), quartile)
 
 
+@dataclasses.dataclass(frozen=True)
 class LossSecondMoment:
-  """Timesteps by the root mean square of their last 10 losses.
+  """Timesteps in proportion to the root mean square of their last 10 losses.
 
-  Nichol and Dhariwal 2021, equation 18, and their code: even until there are
-  10 losses of every timestep.
+  Nichol and Dhariwal 2021, equation 18, and their code: uniform until every
+  timestep has 10 losses.
   """
 
-  def __init__(self, num_timesteps):
-    self._num_timesteps = num_timesteps
+  num_timesteps: int
 
-  def initial(self):
-    """The memory at step 0: the last losses, and how many there have been."""
+  def initial_history(self):
+    """The last losses of each timestep, and how many there have been."""
     return {
-        'losses': tf.zeros([self._num_timesteps, _HISTORY]),
-        'counts': tf.zeros([self._num_timesteps], tf.int32),
+        'losses': tf.zeros([self.num_timesteps, _HISTORY]),
+        'counts': tf.zeros([self.num_timesteps], tf.int32),
     }
 
-  def probabilities(self, memory):
-    """How likely each timestep is, float32 [T]."""
-    weights = tf.sqrt(tf.reduce_mean(tf.square(memory['losses']), axis=1))
+  def probabilities(self, history):
+    """The probability of each timestep, float32 [T]."""
+    weights = tf.sqrt(tf.reduce_mean(tf.square(history['losses']), axis=1))
     p = weights / tf.reduce_sum(weights)
-    p = (1.0 - _UNIFORM_SHARE) * p + _UNIFORM_SHARE / self._num_timesteps
-    warm = tf.reduce_all(memory['counts'] >= _HISTORY)
-    return tf.where(warm, p, tf.ones_like(p) / self._num_timesteps)
+    p = (1.0 - _UNIFORM_FRACTION) * p + _UNIFORM_FRACTION / self.num_timesteps
+    warm = tf.reduce_all(history['counts'] >= _HISTORY)
+    return tf.where(warm, p, tf.ones_like(p) / self.num_timesteps)
 
-  def draw(self, keys, memory):
-    p = self.probabilities(memory)
+  def draw(self, keys, history):
+    p = self.probabilities(history)
     edges = tf.cumsum(p)
     u = rng.uniform(keys, ()) * edges[-1]
     t = tf.reduce_sum(tf.cast(edges <= u[:, None], tf.int32), axis=1)
-    t = tf.minimum(t, self._num_timesteps - 1)
-    weight = 1.0 / (self._num_timesteps * tf.gather(p, t))
-    return Draw(t, weight, 4 * t // self._num_timesteps)
+    t = tf.minimum(t, self.num_timesteps - 1)
+    weight = 1.0 / (self.num_timesteps * tf.gather(p, t))
+    return Draw(t, weight, 4 * t // self.num_timesteps)
 
-  def remember(self, memory, t, losses):
-    """Takes in a batch's losses, in its order, each in the oldest's place."""
+  def update_history(self, history, t, losses):
+    """Adds a batch's losses, in order, each in place of the oldest."""
     same = t[:, None] == t[None, :]
     order = tf.range(tf.size(t))
     before = tf.reduce_sum(
         tf.cast(same & (order[None, :] < order[:, None]), tf.int32), axis=1
     )
     total = tf.reduce_sum(tf.cast(same, tf.int32), axis=1)
-    place = (tf.gather(memory['counts'], t) + before) % _HISTORY
-    # Of more than 10 losses of one timestep the last 10 stay: the others go
-    # where no timestep is, so that no place is written to twice.
-    row = tf.where(total - before <= _HISTORY, t, self._num_timesteps)
-    table = tf.pad(memory['losses'], [[0, 1], [0, 0]])
+    place = (tf.gather(history['counts'], t) + before) % _HISTORY
+    # Of more than 10 losses of one timestep the last 10 stay. The others are
+    # written to a row that is dropped, so that no place is written to twice.
+    row = tf.where(total - before <= _HISTORY, t, self.num_timesteps)
+    table = tf.pad(history['losses'], [[0, 1], [0, 0]])
     table = tf.tensor_scatter_nd_update(
         table, tf.stack([row, place], axis=1), losses
     )
     counts = tf.tensor_scatter_nd_add(
-        memory['counts'], t[:, None], tf.ones_like(t)
+        history['counts'], t[:, None], tf.ones_like(t)
     )
-    # Enough to know that there were 10, and where the oldest is.
+    # Bounded, and still telling whether there were 10 and where the oldest is.
     counts = tf.where(
         counts < 2 * _HISTORY, counts, counts % _HISTORY + _HISTORY
     )
     return {'losses': table[:-1], 'counts': counts}
+
+
+NOISE_LEVELS = {
+    'uniform': Uniform,
+    'lognormal': LogNormal,
+    'loss_second_moment': LossSecondMoment,
+}

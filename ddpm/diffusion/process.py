@@ -1,18 +1,19 @@
-"""The diffusion process: noise levels, q(x_t | x_0), posterior and losses.
+"""The forward process, and what the network predicts of it.
 
 Two processes noise an image, x_t = alpha_t x_0 + sigma_t noise:
 
   Diffusion  T levels, alpha^2 + sigma^2 = 1 (Ho, Jain and Abbeel 2020)
   EDM        any level, alpha = 1 (Karras et al. 2022)
 
-What follows from alpha and sigma alone is shared. Equation numbers are those
-of Ho et al. 2020, "Denoising diffusion probabilistic models", unless another
-paper is named. Timesteps t are integers in [0, T): t here is the paper's t - 1,
-so `alphas_cumprod[t]` is its \\bar\\alpha_{t+1}.
+Equation numbers are those of Ho et al. 2020, "Denoising diffusion
+probabilistic models", unless another paper is named. Timesteps t are integers
+in [0, T): t here is the paper's t - 1, so `alphas_cumprod[t]` is its
+\\bar\\alpha_{t+1}.
 
-Coefficients are computed once in float64 NumPy and cast when used.
+Coefficients of a level are float64 and are cast to float32 when they meet an
+image: some, such as 1 - alpha c_skip, would lose all their digits in float32.
 
-Shapes: images, noise and predictions are float32 [B, H, W, C]; t is [B], int32
+Shapes: images, noise and outputs are float32 [B, H, W, C]; t is [B], int32
 timesteps for `Diffusion` and float32 sigmas for `EDM`.
 """
 
@@ -23,18 +24,47 @@ import tensorflow as tf
 
 from ddpm.diffusion import schedules
 
-PREDICTIONS = ('eps', 'x0', 'v', 'edm')
-LOSSES = ('simple', 'min_snr', 'vlb', 'hybrid')
 VARIANCES = ('fixedlarge', 'fixedsmall', 'learned_range')
 
 
+def eps(alpha, sigma):
+  """The noise: equation 15 solved for x_0."""
+  return 1.0 / alpha, -sigma / alpha
+
+
+def x0(alpha, sigma):
+  """The clean image."""
+  del alpha, sigma
+  return 0.0, 1.0
+
+
+def v(alpha, sigma):
+  """v = alpha noise - sigma x_0 (Salimans and Ho 2022)."""
+  return alpha, -sigma
+
+
+def edm(alpha, sigma, sigma_data=0.5):
+  """F of Karras et al. 2022, table 1; alpha is 1."""
+  del alpha
+  total = sigma**2 + sigma_data**2
+  return sigma_data**2 / total, sigma * sigma_data / total**0.5
+
+
+_SPACING = schedules.KarrasSpacing()
+
+# What the network's output F means: each gives (c_skip, c_out) of a level, and
+# x_0 = c_skip x_t + c_out F. The training target and the weights of the losses
+# follow from them.
+PREDICTIONS = {'eps': eps, 'x0': x0, 'v': v, 'edm': edm}
+
+
 class Level(typing.NamedTuple):
-  """How noisy images are.
+  """How noisy each image is.
 
   Attributes:
-    alpha: [B, 1, 1, 1] or [], the share of the image.
-    sigma: the same, standard deviation of the noise.
-    time: [B], what the network is told of it.
+    alpha: float64 [B], scale of the image.
+    sigma: float64 [B], standard deviation of the noise.
+    time: float32 [B], the network's time input.
   """
 
   alpha: tf.Tensor
@@ -43,7 +73,7 @@ class Level(typing.NamedTuple):
 
 
 class Steps(typing.NamedTuple):
-  """The levels that a sampler goes through, noisiest first.
+  """The levels that a sampler visits, noisiest first.
 
   Attributes:
     alpha, sigma, time: float64 NumPy arrays [N], as in `Level`.
@@ -56,148 +86,98 @@ class Steps(typing.NamedTuple):
   t: np.ndarray
 
 
-class _Process:
-  """What is known of a process from its levels' alpha and sigma.
+class Preconditioning(typing.NamedTuple):
+  """Coefficients of a level, in the notation of Karras et al. 2022.
+
+  The network sees c_in x_t; its output F gives x_0 = c_skip x_t + c_out F.
 
   Attributes:
-    prediction: what the network's output means, one of PREDICTIONS.
-    variance: of the steps back, one of VARIANCES.
-    num_timesteps: T, the most steps that a sampler may take.
+    c_in, c_skip, c_out: float64, shaped as the level's alpha, or constants.
   """
 
-  # Standard deviation of the data that 'edm' scales by.
-  sigma_data = 0.5
+  c_in: typing.Any
+  c_skip: typing.Any
+  c_out: typing.Any
+
+
+class Process:
+  """What both processes share.
+
+  Attributes:
+    prediction: a name in PREDICTIONS.
+    variance: of the steps back, one of VARIANCES.
+    num_timesteps: T, the most steps that a sampler may take.
+    prior_sigma: standard deviation of the noise that sampling starts from.
+  """
 
   def level(self, t):
-    """The `Level` of each image, from its t."""
+    """The `Level` of each image's t."""
     raise NotImplementedError
+
+  def preconditioning(self, level):
+    """The `Preconditioning` of a `Level`, or of `Steps`."""
+    c_skip, c_out = PREDICTIONS[self.prediction](level.alpha, level.sigma)
+    return Preconditioning(1.0, c_skip, c_out)
 
   def q_sample(self, x0, t, noise):
     """Draws from q(x_t | x_0), equation 4: x_t for the given noise."""
     level = self.level(t)
-    return level.alpha * x0 + level.sigma * noise
+    return per_image(level.alpha) * x0 + per_image(level.sigma) * noise
 
-  def network_output(self, network, xt, level):
-    """Asks a network about x_t; 'edm' scales it by c_in (Karras et al. 2022).
+  def target(self, x0, level, noise):
+    """The network's target F = (x_0 - c_skip x_t) / c_out, with x_t put in."""
+    alpha, sigma, _ = level
+    _, c_skip, c_out = self.preconditioning(level)
+    of_x0 = (1.0 - alpha * c_skip) / c_out
+    of_noise = -sigma * c_skip / c_out
+    return per_image(of_x0) * x0 + per_image(of_noise) * noise
+
+  def denoise(self, network, xt, level):
+    """Estimates x_0 from x_t.
 
     Args:
-      network: function (x, time) -> [B, H, W, C] or, with a learned variance,
-        [B, H, W, 2 C].
+      network: function (x, time) -> float32 [B, H, W, C], or [B, H, W, 2 C]
+        with a learned variance.
       xt: noised images.
       level: their `Level`.
 
     Returns:
-      The network's output.
+      The estimate of x_0, not clipped, and the variance's share as in `split`.
     """
-    if self.prediction == 'edm':
-      xt = xt / tf.sqrt(level.sigma**2 + self.sigma_data**2)
-    return network(xt, level.time)
+    c_in, c_skip, c_out = map(per_image, self.preconditioning(level))
+    output, share = self.split(network(c_in * xt, level.time))
+    return c_skip * xt + c_out * output, share
 
-  def target(self, x0, level, noise):
-    """What the network is to predict, given x_0 and the noise."""
-    alpha, sigma = level.alpha, level.sigma
-    if self.prediction == 'eps':
-      return noise
-    if self.prediction == 'x0':
-      return x0
-    if self.prediction == 'v':
-      return alpha * noise - sigma * x0
-    # (x_0 - c_skip x_t) / c_out, with c_skip and c_out put in.
-    data, total = self.sigma_data, tf.sqrt(sigma**2 + self.sigma_data**2)
-    return sigma / (data * total) * x0 - data / total * noise
-
-  def predict_x0(self, xt, level, output):
-    """x_0 from x_t and the network's output; equation 15 for 'eps'."""
-    prediction, _ = self._split(output)
-    alpha, sigma = level.alpha, level.sigma
-    if self.prediction == 'eps':
-      return (xt - sigma * prediction) / alpha
-    if self.prediction == 'x0':
-      return prediction
-    if self.prediction == 'v':
-      return alpha * xt - sigma * prediction
-    data, total = self.sigma_data, sigma**2 + self.sigma_data**2
-    return data**2 / total * xt + sigma * data / tf.sqrt(total) * prediction
-
-  def variance_share(self, output):
-    """Where a learned log-variance lies, from the posterior's, 0, to beta's, 1
-    (Nichol and Dhariwal 2021, equation 15): [B, H, W, C]."""
-    return (self._split(output)[1] + 1.0) / 2.0
-
-  def _split(self, output):
-    if self.variance == 'learned_range':
-      return tf.split(output, 2, axis=-1)
-    return output, None
-
-  def losses(self, network, x0, t, noise, *, loss, min_snr_gamma=5.0):
-    """The training loss of each image.
-
-    - simple: L_simple, equation 14, the squared error of what the network
-      predicts, averaged over an image. For 'edm' this is the loss of Karras et
-      al. 2022 with its weight, but for a constant (a mean, theirs is a sum).
-    - min_snr: the same, of x_0, weighted by min(SNR, gamma) (Hang et al. 2023).
-    - vlb: T times the bound's term at t, in bits a dimension.
-    - hybrid: simple + vlb / 1000, where the bound moves the variance alone
-      (Nichol and Dhariwal 2021, equation 16; 1000 is their code's).
-
-    Args:
-      network: as for `network_output`.
-      x0: images.
-      t: their levels.
-      noise: as x0.
-      loss: one of LOSSES.
-      min_snr_gamma: gamma of min_snr.
+  def split(self, output):
+    """Splits the network's output into F and the learned variance's share.
 
     Returns:
-      Dict of float32 [B], 'loss' first, named by `loss_terms`.
+      F [B, H, W, C], and where the log-variance lies between the posterior's,
+      0, and beta's, 1 (Nichol and Dhariwal 2021, equation 15), [B, H, W, C];
+      None if the variance is not learned.
     """
-    level = self.level(t)
-    xt = level.alpha * x0 + level.sigma * noise
-    output = self.network_output(network, xt, level)
-    if loss == 'vlb':
-      term = self.vlb_term(x0, xt, t, output, clip=False)
-      return {'loss': self.num_timesteps * term}
-    prediction, share = self._split(output)
-    error = tf.square(self.target(x0, level, noise) - prediction)
-    mse = tf.reduce_mean(error, axis=[1, 2, 3])
-    if loss == 'simple':
-      return {'loss': mse}
-    if loss == 'min_snr':
-      return {'loss': mse * self._min_snr_weight(level, min_snr_gamma)}
-    output = tf.concat([tf.stop_gradient(prediction), share], axis=-1)
-    vb = self.vlb_term(x0, xt, t, output, clip=False)
-    vb *= self.num_timesteps / 1000.0
-    return {'loss': mse + vb, 'mse': mse, 'vb': vb}
-
-  def _min_snr_weight(self, level, gamma):
-    """min(SNR, gamma) over what the network's own error already weighs."""
-    snr = tf.reshape(tf.square(level.alpha / level.sigma), [-1])
-    weight = tf.minimum(snr, gamma)
-    if self.prediction == 'eps':
-      return weight / snr
-    if self.prediction == 'v':
-      return weight / (snr + 1.0)
-    if self.prediction == 'edm':
-      return weight / (snr + 1.0 / self.sigma_data**2)
-    return weight
+    if self.variance != 'learned_range':
+      return output, None
+    output, share = tf.split(output, 2, axis=-1)
+    return output, (share + 1.0) / 2.0
 
 
-class Diffusion(_Process):
-  """A forward process of T steps, and what the network predicts of it.
+class Diffusion(Process):
+  """A forward process of T steps.
 
   Args:
-    betas: float64 [T], from `betas_for`.
-    prediction: what the network's output means: 'eps' (the noise), 'x0', or
-      'v' = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022).
+    betas: float64 [T], from `schedules.betas_for`.
+    prediction: what the network predicts: 'eps', 'x0' or 'v'.
     variance: of the steps back: 'fixedlarge' (beta_t), 'fixedsmall' (the
       posterior's), or 'learned_range', between the two (Nichol and Dhariwal
       2021).
-    rescale_timesteps: whether the network is told t * 1000 / T, not t (as in
+    rescale_timesteps: whether the network's time is t * 1000 / T, not t (as in
       Nichol and Dhariwal's code).
-    sigma_min: sigma / alpha of the last step of a sampler that is spaced by
-      noise, if the schedule goes as low.
-    sigma_max: of its first, if it goes as high.
-    rho: how much its steps crowd at low noise.
+    spacing: `schedules.KarrasSpacing` of samplers that use it; its limits
+      count as far as the schedule reaches them.
+
+  Raises:
+    ValueError: an argument out of range.
   """
 
   def __init__(
@@ -207,14 +187,12 @@ class Diffusion(_Process):
       prediction='eps',
       variance='fixedlarge',
       rescale_timesteps=False,
-      sigma_min=0.002,
-      sigma_max=80.0,
-      rho=7.0,
+      spacing=_SPACING,
   ):
     if prediction not in PREDICTIONS or prediction == 'edm':
       raise ValueError(
-          f'prediction is {prediction!r}, expected eps, x0 or v (edm goes with'
-          ' the schedule edm)'
+          f'prediction is {prediction!r}, expected eps, x0 or v (edm needs the'
+          ' schedule edm)'
       )
     if variance not in VARIANCES:
       raise ValueError(f'variance is {variance!r}, expected one of {VARIANCES}')
@@ -228,14 +206,12 @@ class Diffusion(_Process):
     self._sigmas = np.sqrt(1.0 - self.alphas_cumprod)
     scale = 1000.0 / len(betas) if rescale_timesteps else 1.0
     self._times = scale * np.arange(len(betas))
-    self._sigma_min = sigma_min
-    self._sigma_max = sigma_max
-    self._rho = rho
+    self._spacing = spacing
 
   def level(self, t):
     return Level(
-        _gather(self._alphas, t),
-        _gather(self._sigmas, t),
+        tf.gather(tf.constant(self._alphas), t),
+        tf.gather(tf.constant(self._sigmas), t),
         tf.gather(tf.constant(self._times, tf.float32), t),
     )
 
@@ -244,22 +220,24 @@ class Diffusion(_Process):
 
     Args:
       number: how many, 1 to `strength` T.
-      karras_spacing: whether they are spaced as in `EDM`, by sigma / alpha,
-        with a time between two timesteps for a level between them; otherwise
-        they are evenly spaced timesteps.
-      strength: fraction of T that they begin at; 1 for noise alone.
+      karras_spacing: whether to space them by sigma / alpha as in `EDM`, with
+        times interpolated between timesteps; else timesteps evenly spaced.
+      strength: fraction of T to start at; 1 for pure noise.
+
+    Raises:
+      ValueError: `number` is out of range.
     """
     begin = max(1, round(strength * self.num_timesteps))
     t = schedules.timesteps_for(begin, number)
     if not karras_spacing:
       return Steps(self._alphas[t], self._sigmas[t], self._times[t], t)
     ratios = (self._sigmas / self._alphas)[:begin]
-    high = min(ratios[-1], self._sigma_max)
-    # A process that begins below sigma_min goes to the schedule's own end.
+    high = min(ratios[-1], self._spacing.sigma_max)
+    # If even the first level is below sigma_min, end where the schedule does.
     low = ratios[0]
-    if low < self._sigma_min < high:
-      low = self._sigma_min
-    ratio = schedules.karras_sigmas(number, high, low, self._rho)
+    if low < self._spacing.sigma_min < high:
+      low = self._spacing.sigma_min
+    ratio = self._spacing.sigmas(number, high, low)
     alpha = 1.0 / np.sqrt(1.0 + ratio**2)
     time = np.interp(np.log(ratio), np.log(ratios), self._times[:begin])
     return Steps(alpha, ratio * alpha, time, t)
@@ -273,157 +251,74 @@ class Diffusion(_Process):
         np.where(s >= 0, self._sigmas[s], 0.0),
     )
 
-  def vlb_term(self, x0, xt, t, output, *, clip=True):
-    """One term of the variational bound, equation 5, in bits a dimension.
 
-    L_{t-1}, the divergence of the model's step from the posterior; for t = 0
-    L_0, the negative log-likelihood of the decoder of equation 13.
-
-    Args:
-      x0: images in [-1, 1], of 256 levels.
-      xt: a draw from q(x_t | x_0).
-      t: timesteps.
-      output: of the network, for xt and t.
-      clip: whether to clip the guess of x_0 to [-1, 1], as Ho's code does when
-        it measures.
-
-    Returns:
-      float32 [B].
-    """
-    steps = np.arange(self.num_timesteps)
-    coef = self.posterior(steps, steps - 1)
-    # The posterior's variance at t = 0 is 0: the next one stands in for it.
-    log_posterior = np.log(np.maximum(coef['variance'], coef['variance'][1]))
-    if self.variance == 'fixedlarge':
-      log_model = np.append(log_posterior[0], np.log(self.betas[1:]))
-      log_model = _gather(log_model, t)
-    elif self.variance == 'fixedsmall':
-      log_model = _gather(log_posterior, t)
-    else:
-      share = self.variance_share(output)
-      log_model = share * _gather(np.log(self.betas), t)
-      log_model += (1.0 - share) * _gather(log_posterior, t)
-    coef_x0, coef_xt = _gather(coef['coef_x0'], t), _gather(coef['coef_xt'], t)
-
-    guess = self.predict_x0(xt, self.level(t), output)
-    if clip:
-      guess = tf.clip_by_value(guess, -1.0, 1.0)
-    mean = coef_x0 * guess + coef_xt * xt
-    divergence = _normal_kl(
-        coef_x0 * x0 + coef_xt * xt, _gather(log_posterior, t), mean, log_model
-    )
-    decoder = -_discretized_log_likelihood(x0, mean, 0.5 * log_model)
-    term = tf.where(tf.reshape(t, [-1, 1, 1, 1]) == 0, decoder, divergence)
-    return tf.reduce_mean(term, axis=[1, 2, 3]) / np.log(2.0)
-
-  def vlb_prior(self, x0):
-    """L_T of equation 5, which no training changes, in bits a dimension.
-
-    Returns:
-      float32 [B].
-    """
-    abar = self.alphas_cumprod[-1]
-    divergence = _normal_kl(np.sqrt(abar) * x0, np.log(1.0 - abar), 0.0, 0.0)
-    return tf.reduce_mean(divergence, axis=[1, 2, 3]) / np.log(2.0)
-
-
-class EDM(_Process):
+class EDM(Process):
   """The process of Karras et al. 2022: x = x_0 + sigma noise, any sigma.
 
-  The network's part in x_0 is weighed by sigma: their preconditioning.
-
   Args:
-    sigma_min: of a sampler's last step.
-    sigma_max: of its first.
-    rho: how much a sampler's steps crowd at low sigma (their equation 5).
+    spacing: `schedules.KarrasSpacing` of a sampler's steps.
     sigma_data: standard deviation of the data.
     variance: of the ancestral sampler, 'fixedlarge' or 'fixedsmall'.
     num_timesteps: the most steps that a sampler may take.
+
+  Raises:
+    ValueError: an argument out of range.
   """
 
   def __init__(
       self,
       *,
-      sigma_min=0.002,
-      sigma_max=80.0,
-      rho=7.0,
+      spacing=_SPACING,
       sigma_data=0.5,
       variance='fixedsmall',
       num_timesteps=1000,
   ):
+    if variance not in ('fixedlarge', 'fixedsmall'):
+      raise ValueError(
+          f'variance is {variance!r}, expected fixedlarge or fixedsmall with'
+          ' the schedule edm'
+      )
+    if not sigma_data > 0:
+      raise ValueError(f'sigma_data is {sigma_data}, expected more than 0')
     self.prediction = 'edm'
     self.variance = variance
     self.num_timesteps = num_timesteps
-    self.prior_sigma = sigma_max
+    self.prior_sigma = spacing.sigma_max
     self.sigma_data = sigma_data
-    self._sigma_min = sigma_min
-    self._rho = rho
+    self._spacing = spacing
 
   def level(self, t):
-    sigma = tf.reshape(t, [-1, 1, 1, 1])
+    sigma = tf.cast(t, tf.float64)
     return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
+
+  def preconditioning(self, level):
+    c_skip, c_out = edm(level.alpha, level.sigma, self.sigma_data)
+    c_in = (level.sigma**2 + self.sigma_data**2) ** -0.5
+    return Preconditioning(c_in, c_skip, c_out)
 
   def steps(self, number, *, karras_spacing=True, strength=1.0):
     """The `Steps` of a sampler, equation 5 of Karras et al. 2022.
 
     Args:
       number: how many, 1 to `num_timesteps`.
-      karras_spacing: they always are: there are no timesteps to space evenly.
-      strength: how far up these levels they begin; 1 for sigma_max.
+      karras_spacing: ignored: there are no timesteps to space evenly.
+      strength: how far up these levels to start; 1 for sigma_max.
+
+    Raises:
+      ValueError: `number` is out of range.
     """
     del karras_spacing
     if not 1 <= number <= self.num_timesteps:
       raise ValueError(
           f'steps is {number}, expected 1 to {self.num_timesteps}'
       )
-    low, high = self._sigma_min, self.prior_sigma
-    begin = schedules.karras_sigma(1.0 - strength, high, low, self._rho)
-    sigma = schedules.karras_sigmas(number, begin, low, self._rho)
+    low, high = self._spacing.sigma_min, self._spacing.sigma_max
+    begin = self._spacing.sigma(1.0 - strength, high, low)
+    sigma = self._spacing.sigmas(number, begin, low)
     t = np.arange(number)[::-1]
     return Steps(np.ones(number), sigma, np.log(sigma) / 4.0, t)
 
 
-def loss_terms(loss):
-  """Names of what `losses` gives: 'loss', and the parts of a hybrid one."""
-  return ('loss', 'mse', 'vb') if loss == 'hybrid' else ('loss',)
-
-
-def _gather(table, t):
-  """A table's entries for timesteps, float32 [B, 1, 1, 1]."""
-  table = tf.constant(table, tf.float32)
-  return tf.reshape(tf.gather(table, t), [-1, 1, 1, 1])
-
-
-def _normal_kl(mean1, log_variance1, mean2, log_variance2):
-  """Divergence of N(mean2, variance2) from N(mean1, variance1), in nats."""
-  return 0.5 * (
-      log_variance2
-      - log_variance1
-      - 1.0
-      + tf.exp(tf.cast(log_variance1 - log_variance2, tf.float32))
-      + tf.square(mean1 - mean2)
-      * tf.exp(-tf.cast(log_variance2, tf.float32))
-  )
-
-
-def _discretized_log_likelihood(x, mean, log_scale):
-  """Log-probability of images of 256 levels, equation 13, in nats.
-
-  A level's is what a normal distribution holds within half a level of it, and
-  beyond it at either end. As in Ho's code the normal distribution function is
-  Page's (1977) approximation by tanh.
-  """
-  centred = x - mean
-  inverse = tf.exp(-log_scale)
-  above = _normal_cdf(inverse * (centred + 1.0 / 255.0))
-  below = _normal_cdf(inverse * (centred - 1.0 / 255.0))
-  probability = tf.where(
-      x < -0.999, above, tf.where(x > 0.999, 1.0 - below, above - below)
-  )
-  return tf.math.log(tf.maximum(probability, 1e-12))
-
-
-def _normal_cdf(x):
-  return 0.5 * (
-      1.0 + tf.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * tf.pow(x, 3)))
-  )
+def per_image(coefficients):
+  """Coefficients [B] or [], to multiply images with: float32 [B, 1, 1, 1]."""
+  return tf.reshape(tf.cast(coefficients, tf.float32), [-1, 1, 1, 1])

@@ -1,4 +1,6 @@
-"""Noise schedules and the spacing of a sampler's levels: float64 NumPy."""
+"""Noise schedules, and the spacing of a sampler's levels: float64 NumPy."""
+
+import dataclasses
 
 import numpy as np
 
@@ -18,14 +20,24 @@ def betas_for(schedule, num_timesteps, *, beta_start, beta_end):
 
   Returns:
     float64 NumPy array [T].
+
+  Raises:
+    ValueError: an argument out of range.
   """
+  if num_timesteps < 1:
+    raise ValueError(f'num_timesteps is {num_timesteps}, expected at least 1')
   if schedule == 'linear':
+    for name, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
+      if not 0 < beta < 1:
+        raise ValueError(f'{name} is {beta}, expected between 0 and 1')
     return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
   if schedule == 'cosine':
     t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alphas_cumprod = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
-  raise ValueError(f'schedule is {schedule!r}, expected linear or cosine')
+  raise ValueError(
+      f'schedule is {schedule!r}, expected one of: {", ".join(SCHEDULES)}'
+  )
 
 
 def timesteps_for(num_timesteps, steps):
@@ -33,7 +45,7 @@ def timesteps_for(num_timesteps, steps):
 
   Args:
     num_timesteps: T.
-    steps: how many, 1 to T. One step is T - 1 alone.
+    steps: how many, 1 to T. A single step is at T - 1.
 
   Returns:
     int64 NumPy array [steps], falling.
@@ -49,14 +61,14 @@ def timesteps_for(num_timesteps, steps):
 def posterior(alpha_t, sigma_t, alpha_s, sigma_s):
   """Coefficients of q(x_s | x_t, x_0), equations 6 and 7, for any s before t.
 
-  With s = t - 1 these are the paper's. A longer stride is as in Nichol and
-  Dhariwal 2021, section 3.4; any alpha and sigma, as in Kingma et al. 2021,
+  With s = t - 1 these are the paper's. Longer strides are Nichol and Dhariwal's
+  (2021, section 3.4); for any alpha and sigma: Kingma et al. 2021,
   "Variational diffusion models", appendix A.
 
   Args:
     alpha_t: float64 NumPy array [N], of the noisier levels.
     sigma_t: the same.
-    alpha_s: of the levels before them; 1 for clean images.
+    alpha_s: of the less noisy levels; 1 for clean images.
     sigma_s: the same; 0 for clean images.
 
   Returns:
@@ -73,12 +85,37 @@ def posterior(alpha_t, sigma_t, alpha_s, sigma_s):
   }
 
 
-def karras_sigmas(number, first, last, rho):
-  """Noise levels that crowd at low noise: equation 5 of Karras et al. 2022."""
-  return karras_sigma(np.linspace(0.0, 1.0, number), first, last, rho)
+@dataclasses.dataclass(frozen=True)
+class KarrasSpacing:
+  """Noise levels that are denser at low noise: Karras et al. 2022, equation 5.
 
+  Attributes:
+    sigma_min: sigma (sigma / alpha, if alpha is not 1) of the last step.
+    sigma_max: the same of the first step.
+    rho: how much denser: 7 in the paper, 1 for an even spacing.
 
-def karras_sigma(share, first, last, rho):
-  """The level at a share of the way from the first one to the last."""
-  first, last = first ** (1.0 / rho), last ** (1.0 / rho)
-  return (first + share * (last - first)) ** rho
+  Raises:
+    ValueError: an argument out of range.
+  """
+
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
+  rho: float = 7.0
+
+  def __post_init__(self):
+    if not 0 < self.sigma_min < self.sigma_max:
+      raise ValueError(
+          f'sigma_min is {self.sigma_min} and sigma_max {self.sigma_max},'
+          ' expected 0 < sigma_min < sigma_max'
+      )
+    if not self.rho > 0:
+      raise ValueError(f'rho is {self.rho}, expected more than 0')
+
+  def sigmas(self, number, first, last):
+    """`number` levels from the first to the last, float64 NumPy array."""
+    return self.sigma(np.linspace(0.0, 1.0, number), first, last)
+
+  def sigma(self, fraction, first, last):
+    """The level at a fraction of the way from the first to the last."""
+    first, last = first ** (1.0 / self.rho), last ** (1.0 / self.rho)
+    return (first + fraction * (last - first)) ** self.rho

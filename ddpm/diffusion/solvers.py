@@ -1,24 +1,25 @@
 """Solvers of the reverse process, as coefficients of one loop.
 
-A solver turns the levels that it goes through into rows of coefficients, one
-row per call of the network. The loop carries x and one more image m, and a
-row means
+A solver turns its noise levels into rows of coefficients, one row per call of
+the network. The loop carries x and one more image m, and a row means
 
   x' = from_x0 * x_0 + from_x * x + from_previous * m + noise * z
   m' = keep_x0 * x_0 + keep_x * x,   z ~ N(0, I)
 
-where x_0 is the network's estimate, clipped to [-1, 1] where the solver clips.
-Everything here is float64 NumPy. Symbols: alpha and sigma are those of the
-level t that a step starts at, alpha_s and sigma_s of the level s where it ends.
+where x_0 is the network's estimate, clipped to [-1, 1] if the solver clips.
+Everything here is float64 NumPy. Symbols: a step goes from the level t, with
+alpha and sigma, to the level s, with alpha_s and sigma_s.
 
 To add a solver, write its function and its row in SOLVERS.
 """
 
 import dataclasses
+import math
 import typing
 
 import numpy as np
 
+from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 
 
@@ -28,12 +29,12 @@ class Solver:
 
   Attributes:
     rows: function (`Path`, eta) -> dict of float64 arrays, the coefficients
-      of each row. Those that it leaves out are 0.
+      of each row. Missing ones are 0.
     default_steps: steps that make good images; None for all T.
-    takes_eta: whether eta says how much noise it adds.
+    takes_eta: whether eta sets how much noise it adds.
     karras_spacing: whether its steps are spaced by noise, as in Karras et al.
-      2022. Second-order solvers follow lines in sigma / alpha, of which evenly
-      spaced timesteps may cut off a factor of 1000 in one step.
+      2022. Second-order solvers follow lines in sigma / alpha, which may fall
+      by a factor of 1000 between two evenly spaced timesteps.
     clips: whether x_0 is clipped to [-1, 1], as in Ho's code.
   """
 
@@ -156,6 +157,9 @@ def _first_order(path, *, noise):
   }  # fmt: skip
 
 
+COEFFICIENTS = (
+    'from_x0', 'from_x', 'from_previous', 'noise', 'keep_x0', 'keep_x'
+)  # fmt: skip
 SOLVERS = {
     'ancestral': Solver(ancestral, default_steps=None),
     'ddim': Solver(ddim, default_steps=50, takes_eta=True),
@@ -164,6 +168,47 @@ SOLVERS = {
     ),
     'heun': Solver(heun, default_steps=18, karras_spacing=True, clips=False),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSpec:
+  """A sampler and its settings.
+
+  Attributes:
+    sampler: a name in SOLVERS.
+    steps: of the reverse process, 1 to T.
+    eta: noise that ddim and dpmpp_2m add on the way: 0 for none, 1 for the
+      most.
+    guidance: scale of classifier-free guidance; 1 for none.
+
+  Raises:
+    ValueError: an argument out of range.
+  """
+
+  sampler: str
+  steps: int
+  eta: float = 0.0
+  guidance: float = 1.0
+
+  def __post_init__(self):
+    solver = _solver(self.sampler)
+    if self.steps < 1:
+      raise ValueError(f'steps is {self.steps}, expected at least 1')
+    if not 0.0 <= self.eta <= 1.0:
+      raise ValueError(f'eta is {self.eta}, expected 0 to 1')
+    if self.eta and not solver.takes_eta:
+      names = ' and '.join(n for n, s in SOLVERS.items() if s.takes_eta)
+      raise ValueError(
+          f'eta is {self.eta}, which only {names} take, but the sampler is'
+          f' {self.sampler}'
+      )
+    if not math.isfinite(self.guidance):
+      raise ValueError(f'guidance is {self.guidance}, expected a finite number')
+
+  @property
+  def clips(self):
+    """Whether each estimate of x_0 is clipped to [-1, 1]."""
+    return SOLVERS[self.sampler].clips
 
 
 def steps_for(process, sampler, number, *, strength=1.0):
@@ -182,15 +227,15 @@ def table(process, steps, *, sampler, eta=0.0):
     eta: noise, of solvers that take it: 0 for none, 1 for the most.
 
   Returns:
-    Dict of NumPy arrays [rows], float64 but for the number 't': t, time, alpha
-    and sigma of each level, and the coefficients named at the top of this
-    file; with a learned variance log_beta and log_posterior, between which
-    the step's own log-variance lies.
+    Dict of NumPy arrays [rows], float64 but for the integer 't': t, time, alpha
+    and sigma of each level; its c_in, c_skip and c_out; and the coefficients
+    named at the top of this file. With a learned variance also log_beta and
+    log_posterior, between which the log-variance of the step lies.
 
   Raises:
-    ValueError: an unknown sampler, or an eta that it does not take.
+    ValueError: an unknown sampler.
   """
-  check(sampler, eta)
+  solver = _solver(sampler)
   path = Path(
       steps.alpha,
       steps.sigma,
@@ -199,36 +244,23 @@ def table(process, steps, *, sampler, eta=0.0):
       steps._asdict(),
       process.variance,
   )
-  rows = SOLVERS[sampler].rows(path, eta)
+  rows = solver.rows(path, eta)
   zeros = np.zeros(len(rows['t']))
-  names = ('from_x0', 'from_x', 'from_previous', 'noise', 'keep_x0', 'keep_x')
-  return dict.fromkeys(names, zeros) | rows
+  level = process_lib.Level(rows['alpha'], rows['sigma'], rows['time'])
+  of_network = process.preconditioning(level)._asdict()
+  rows |= {name: zeros + column for name, column in of_network.items()}
+  return dict.fromkeys(COEFFICIENTS, zeros) | rows
 
 
 def default_steps(sampler, num_timesteps):
-  """Steps of a sampler where no number is asked for."""
-  few = SOLVERS[sampler].default_steps
+  """Steps of a sampler if the user names no number."""
+  few = _solver(sampler).default_steps
   return num_timesteps if few is None else min(few, num_timesteps)
 
 
-def check(sampler, eta, *, prefix=''):
-  """Raises ValueError for an unknown sampler, or an eta it does not take.
-
-  Args:
-    sampler: its name.
-    eta: see `table`.
-    prefix: of the names 'sampler' and 'eta' where the user set them: '--'.
-  """
+def _solver(sampler):
   if sampler not in SOLVERS:
-    expected = ', '.join(SOLVERS)
     raise ValueError(
-        f'{prefix}sampler is {sampler!r}, expected one of: {expected}'
+        f'sampler is {sampler!r}, expected one of: {", ".join(SOLVERS)}'
     )
-  if not 0.0 <= eta <= 1.0:
-    raise ValueError(f'{prefix}eta is {eta}, expected 0 to 1')
-  if eta and not SOLVERS[sampler].takes_eta:
-    names = ' and '.join(n for n, s in SOLVERS.items() if s.takes_eta)
-    raise ValueError(
-        f'{prefix}eta is {eta}, which only {names} take, but the sampler is'
-        f' {sampler}'
-    )
+  return SOLVERS[sampler]

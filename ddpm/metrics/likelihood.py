@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from ddpm import rng
 from ddpm.diffusion import pixels
+from ddpm.diffusion import variational_bound
 from ddpm.nn.guidance import guided_network
 from ddpm.run import build
 from ddpm.runtime import device_map
@@ -101,8 +102,12 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
   def term(t):
     ts = tf.fill([batch], t)
     xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
-    output = diffusion.network_output(network, xt, diffusion.level(ts))
-    return diffusion.vlb_term(x0, xt, ts, output)
+    estimate, share = diffusion.denoise(network, xt, diffusion.level(ts))
+    # As in Ho's code, which clips for evaluation.
+    estimate = tf.clip_by_value(estimate, -1.0, 1.0)
+    return variational_bound.bound_term(
+        diffusion, x0, xt, ts, estimate, share
+    )
 
   # One term at a time: they do not depend on each other, and TensorFlow would
   # start ten together, for ten times the memory; on a CPU oneDNN's convolutions
@@ -110,7 +115,7 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
   _, total = tf.while_loop(
       lambda t, total: t < diffusion.num_timesteps,
       lambda t, total: (t + 1, total + term(t)),
-      (tf.constant(0), diffusion.vlb_prior(x0)),
+      (tf.constant(0), variational_bound.prior_term(diffusion, x0)),
       parallel_iterations=1,
   )
   return total

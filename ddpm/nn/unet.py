@@ -4,12 +4,13 @@ Shapes: images are float [B, H, W, C] in about [-1, 1]; times are [B];
 feature maps are [B, h, w, c], h = w = H / patch_size / 2^level; the embedding
 of time (and class) is [B, 4 * channels].
 
-Constants that a Keras default would get wrong: GroupNorm's epsilon is 1e-6;
-convolutions start as VarianceScaling(fan_avg, uniform), and those that end a
+Constants that differ from Keras' defaults: GroupNorm's epsilon is 1e-6;
+convolutions start as VarianceScaling(fan_avg, uniform), those that end a
 residual branch at scale 1e-10, so that every block starts as the identity.
 """
 
 import math
+import typing
 
 import keras
 import tensorflow as tf
@@ -37,21 +38,21 @@ class UNet(keras.Model):
     attention_resolutions: heights of feature maps after whose blocks
       self-attention follows. The middle always has it.
     num_heads: heads of each attention.
-    head_channels: channels of a head, instead of their number; 0 for num_heads.
+    head_channels: channels per head, instead of num_heads; 0 to use num_heads.
     dropout: rate of the dropout in each block.
     num_classes: classes the model is conditioned on; 0 for none.
-    null_class: whether there is one more class, of number num_classes, which
-      says nothing (classifier-free guidance).
+    null_class: whether there is one more class, number num_classes, for no
+      class (classifier-free guidance).
     norm_groups: groups of each GroupNorm.
     norm_epsilon: its epsilon.
-    scale_shift_norm: whether time scales and shifts what GroupNorm gives
-      (Nichol and Dhariwal 2021); else it is added before.
+    scale_shift_norm: whether time scales and shifts GroupNorm's output (Nichol
+      and Dhariwal 2021); else it is added before.
     resample: 'conv', Ho's, or 'block', residual blocks that resample within
       (BigGAN's; Dhariwal and Nichol 2021).
     downsample_padding: of the convolution that halves: 'same', TensorFlow's,
       on an even size (0, 1), or 'symmetric', PyTorch's (1, 1).
     embedding_order: 'sin_cos', or 'cos_sin' as in Nichol and Dhariwal's code.
-    embedding_shift: 1, or 0 as there: `timestep_embedding`.
+    embedding_shift: 1, or 0 as there: see `layers.timestep_embedding`.
     variant: 'ddpm', or 'ddpmpp', DDPM++ of Song et al. 2021b as in Karras et
       al. 2022: sums scaled by sqrt(1/2), going up attention after a level's
       last block alone, blocks that resample project their skip, and classes
@@ -60,10 +61,10 @@ class UNet(keras.Model):
       ends; 'edm', as ho, with small weights of attention.
     patch_size: the U-Net works on patch_size x patch_size pixels folded into
       channels (space to depth); 1 is Ho's.
-    learned_variance: whether as many channels again say where the variance
-      lies (`process.Diffusion`).
+    learned_variance: whether twice the channels come out, for a learned
+      variance (`process.Process.split`).
     remat: whether to compute each block again in the backward pass, instead of
-      keeping what it computed.
+      keeping its activations.
     dtype: Keras dtype policy, such as 'mixed_bfloat16'. Weights, GroupNorm,
       softmax and output are float32 in all of them.
 
@@ -114,11 +115,11 @@ class UNet(keras.Model):
     self.channels = channels
     self.patch_size = patch_size
     self.num_classes = num_classes
+    self.dropout = dropout
     self.variant = variant
     self.embedding_order = embedding_order
     self.embedding_shift = embedding_shift
     self.remat = remat
-    embedding = 4 * channels
     settings = layers.Settings(
         num_heads=num_heads,
         head_channels=head_channels,
@@ -131,116 +132,95 @@ class UNet(keras.Model):
         init=init,
         dtype=self.dtype_policy,
     )
-
-    def attention(size, features, name):
-      if size not in attention_resolutions and name != 'mid_attention':
-        return None
-      return layers.Attention(features, settings, name=name)
-
-    self.time_dense1 = settings.dense(embedding, name='time_dense1')
-    self.time_dense2 = settings.dense(embedding, name='time_dense2')
-    if num_classes and variant == 'ddpmpp':
-      self.class_embedding = settings.dense(channels, name='class_embedding')
-    elif num_classes:
-      self.class_embedding = keras.layers.Embedding(
-          num_classes + null_class,
-          embedding,
-          keras.initializers.RandomNormal(stddev=1.0)
-          if init == 'torch'
-          else 'uniform',
-          dtype=self.dtype_policy,
-          name='class_embedding',
-      )
+    # Layers are made in the order of the flat vector, which their initial
+    # weights depend on as well.
+    self.time_dense1 = settings.dense(4 * channels, name='time_dense1')
+    self.time_dense2 = settings.dense(4 * channels, name='time_dense2')
+    if num_classes:
+      self.class_embedding = self._class_embedding(settings, null_class)
     self.conv_in = settings.conv3(channels, name='conv_in')
-
-    # Every encoder output is kept, and concatenated once on the way up.
-    size = image_size // patch_size
-    skips = [channels]
-    self.down = []
-    for level, multiplier in enumerate(channel_multipliers):
-      features = channels * multiplier
-      for i in range(num_res_blocks):
-        name = f'down{level}_block{i}'
-        block = layers.ResBlock(features, settings, name=name)
-        attend = attention(size, features, f'down{level}_attention{i}')
-        self.down.append((block, attend))
-        skips.append(features)
-      if level < len(channel_multipliers) - 1:
-        name = f'down{level}_downsample'
-        if resample == 'block':
-          layer = layers.ResBlock(
-              features, settings, resample='down', name=name
-          )
-        else:
-          layer = layers.downsample(features, settings, name=name)
-        self.down.append((layer, None))
-        skips.append(features)
-        size //= 2
-
-    self.mid = [
-        (layers.ResBlock(features, settings, name='mid_block0'),
-         attention(size, features, 'mid_attention')),
-        (layers.ResBlock(features, settings, name='mid_block1'), None),
-    ]  # fmt: skip
-
-    self.up = []
-    for level, multiplier in reversed(list(enumerate(channel_multipliers))):
-      features = channels * multiplier
-      for i in range(num_res_blocks + 1):
-        block = layers.ResBlock(features, settings, name=f'up{level}_block{i}')
-        attend = None
-        if variant == 'ddpm' or i == num_res_blocks:
-          attend = attention(size, features, f'up{level}_attention{i}')
-        self.up.append((block, attend))
-      if level > 0:
-        name = f'up{level}_upsample'
-        if resample == 'block':
-          layer = layers.ResBlock(features, settings, resample='up', name=name)
-        else:
-          layer = layers.Upsample(features, settings, name=name)
-        self.up.append((layer, None))
-        size *= 2
-
+    self.stages = list(
+        _plan(
+            settings,
+            channels=[channels * m for m in channel_multipliers],
+            num_res_blocks=num_res_blocks,
+            size=image_size // patch_size,
+            attention_sizes=attention_resolutions,
+            resample=resample,
+        )
+    )
     self.norm_out = settings.norm(name='norm_out')
     self.conv_out = settings.conv3(
         image_channels * patch_size**2 * (2 if learned_variance else 1),
         ends_branch=True,
         name='conv_out',
     )
-    self._build_layers(skips)
+    self._build_layers()
     if init == 'torch':
       self._init_biases()
 
-  def _build_layers(self, skips):
+  def _class_embedding(self, settings, null_class):
+    name = 'class_embedding'
+    if settings.variant == 'ddpmpp':
+      return settings.dense(self.channels, name=name)
+    uniform = 'uniform'
+    if settings.init == 'torch':
+      uniform = keras.initializers.RandomNormal(stddev=1.0)
+    return keras.layers.Embedding(
+        self.num_classes + null_class, 4 * self.channels, uniform,
+        dtype=settings.dtype, name=name,
+    )  # fmt: skip
+
+  def _build_layers(self):
     """Creates every weight from static shapes, without a symbolic call."""
-    h = w = None
     embedding = 4 * self.channels
     self.time_dense1.build((None, self.channels))
     self.time_dense2.build((None, embedding))
-    if self.num_classes and self.variant == 'ddpmpp':
-      self.class_embedding.build((None, self.num_classes))
-    elif self.num_classes:
-      self.class_embedding.build((None,))
-    patches = self.image_shape[-1] * self.patch_size**2
-    self.conv_in.build((None, h, w, patches))
-    features = skips[0]
-    for layer, attention in self.down + self.mid:
-      features = _build(layer, features, embedding)
-      if attention is not None:
-        attention.build((None, h, w, features))
-    skips = list(skips)
-    for layer, attention in self.up:
-      if _takes_skip(layer):
-        features += skips.pop()
-      features = _build(layer, features, embedding)
-      if attention is not None:
-        attention.build((None, h, w, features))
-    self.norm_out.build((None, h, w, features))
-    self.conv_out.build((None, h, w, features))
+    if self.num_classes:
+      one_hot = self.variant == 'ddpmpp'
+      self.class_embedding.build((None, *[self.num_classes] * one_hot))
+
+    def build(layer, features):
+      layer.build((None, None, None, features))
+
+    build(self.conv_in, self.image_shape[-1] * self.patch_size**2)
+
+    def build_stage(stage, features):
+      shape = (None, None, None, features)
+      if isinstance(stage.layer, layers.ResBlock):
+        stage.layer.build(shape, embedding)
+        features = stage.layer.features
+      else:
+        stage.layer.build(shape)
+      if stage.attention is not None:
+        build(stage.attention, features)
+      return features
+
+    # The same walk as `call`, on numbers of channels.
+    features = self._walk(build_stage, self.channels, sum)
+    build(self.norm_out, features)
+    build(self.conv_out, features)
     self.built = True
 
+  def _walk(self, apply, h, concat):
+    """Goes through all stages, with the skips from the way down to that up.
+
+    Args:
+      apply: function (stage, h) -> h.
+      h: output of conv_in.
+      concat: function of a pair, h and a skip -> h.
+    """
+    skips = [h]
+    for stage in self.stages:
+      if stage.skip == 'pop':
+        h = concat([h, skips.pop()])
+      h = apply(stage, h)
+      if stage.skip == 'push':
+        skips.append(h)
+    return h
+
   def _init_biases(self):
-    """PyTorch's: as the weights, uniform in +-1 / sqrt(fan_in)."""
+    """PyTorch's: uniform in +-1 / sqrt(fan_in), like its weights."""
     for layer in self._flatten_layers():
       kernel = getattr(layer, 'kernel', None)
       # Where the weights are zero, so is the bias.
@@ -254,40 +234,31 @@ class UNet(keras.Model):
 
     Args:
       images: float [B, H, W, C], noised images.
-      times: [B], timesteps in [0, T), or what the process tells of its levels.
+      times: [B], timesteps in [0, T), or another process's time.
       labels: int32 [B] in [0, num_classes), if there are classes, or
         num_classes, if there is a null class.
-      dropout_keys: uint32 [B, 2], one key an example; None for no dropout.
+      dropout_keys: uint32 [B, 2], one key per example; None for no dropout.
 
     Returns:
       float32 [B, H, W, C], or [B, H, W, 2 C] with a learned variance.
     """
     temb = self._embed(times, labels)  # [B, 4 channels]
 
-    # Each layer that drops needs its own stream of every example's key.
+    # Each layer with dropout needs its own stream of every example's key.
     streams = iter(range(1 << 20))
 
-    def apply(layer, attention, h):
+    def apply(stage, h):
       keys = None
-      if dropout_keys is not None and getattr(layer, 'dropout', 0):
+      if dropout_keys is not None and getattr(stage.layer, 'dropout', 0):
         keys = rng.fold_in(dropout_keys, next(streams))
-      stage = [part for part in (layer, attention) if part is not None]
       return (_recomputed if self.remat else _run)(stage, h, temb, keys)
 
     h = tf.cast(images, self.compute_dtype)
     if self.patch_size > 1:
       h = tf.nn.space_to_depth(h, self.patch_size)
-    h = self.conv_in(h)
-    skips = [h]
-    for layer, attention in self.down:
-      h = apply(layer, attention, h)
-      skips.append(h)
-    for layer, attention in self.mid:
-      h = apply(layer, attention, h)
-    for layer, attention in self.up:
-      if _takes_skip(layer):
-        h = tf.concat([h, skips.pop()], axis=-1)
-      h = apply(layer, attention, h)
+    h = self._walk(
+        apply, self.conv_in(h), lambda pair: tf.concat(pair, axis=-1)
+    )
     h = self.conv_out(tf.nn.silu(self.norm_out(h)))
     if self.patch_size > 1:
       h = tf.nn.depth_to_space(h, self.patch_size)
@@ -314,22 +285,95 @@ class UNet(keras.Model):
     return tf.nn.silu(temb)  # each block starts with it
 
 
+class Stage(typing.NamedTuple):
+  """A layer of the U-Net, and the attention after it.
+
+  Attributes:
+    layer: `layers.ResBlock`, or a layer that resamples.
+    attention: `layers.Attention`, or None.
+    skip: 'push' if the output is a skip for the way up, 'pop' if a skip is
+      concatenated to the input, '' if neither.
+  """
+
+  layer: keras.layers.Layer
+  attention: layers.Attention | None
+  skip: str
+
+
+def _plan(
+    settings, *, channels, num_res_blocks, size, attention_sizes, resample
+):
+  """Yields the stages of the U-Net: down, middle, up.
+
+  Args:
+    settings: `layers.Settings`.
+    channels: of each level.
+    num_res_blocks: of each level going down; one more going up.
+    size: height of the first level's feature maps.
+    attention_sizes: heights of feature maps with attention.
+    resample: one of RESAMPLES.
+  """
+
+  def res_block(features, name, **kwargs):
+    return layers.ResBlock(features, settings, name=name, **kwargs)
+
+  def attention(features, name):
+    return layers.Attention(features, settings, name=name)
+
+  def resampling(direction, features, name):
+    if resample == 'block':
+      return res_block(features, name, resample=direction)
+    layer = layers.downsample if direction == 'down' else layers.Upsample
+    return layer(features, settings, name=name)
+
+  last = len(channels) - 1
+  for level, features in enumerate(channels):
+    for i in range(num_res_blocks):
+      block = res_block(features, f'down{level}_block{i}')
+      attend = None
+      if size in attention_sizes:
+        attend = attention(features, f'down{level}_attention{i}')
+      yield Stage(block, attend, 'push')
+    if level < last:
+      layer = resampling('down', features, f'down{level}_downsample')
+      yield Stage(layer, None, 'push')
+      size //= 2
+
+  block = res_block(channels[-1], 'mid_block0')
+  yield Stage(block, attention(channels[-1], 'mid_attention'), '')
+  yield Stage(res_block(channels[-1], 'mid_block1'), None, '')
+
+  for level, features in reversed(list(enumerate(channels))):
+    for i in range(num_res_blocks + 1):
+      block = res_block(features, f'up{level}_block{i}')
+      attend = None
+      # DDPM++ attends only after a level's last block.
+      everywhere = settings.variant == 'ddpm' or i == num_res_blocks
+      if size in attention_sizes and everywhere:
+        attend = attention(features, f'up{level}_attention{i}')
+      yield Stage(block, attend, 'pop')
+    if level > 0:
+      layer = resampling('up', features, f'up{level}_upsample')
+      yield Stage(layer, None, '')
+      size *= 2
+
+
 def _run(stage, h, temb, dropout_keys):
-  """Applies a block, and the attention after it if there is one."""
-  for layer in stage:
-    if isinstance(layer, layers.ResBlock):
-      h = layer(h, temb, dropout_keys)
-    else:
-      h = layer(h)
-  return h
+  """Applies a stage's layer, and its attention if it has one."""
+  if isinstance(stage.layer, layers.ResBlock):
+    h = stage.layer(h, temb, dropout_keys)
+  else:
+    h = stage.layer(h)
+  return h if stage.attention is None else stage.attention(h)
 
 
 def _recomputed(stage, h, temb, dropout_keys):
-  """The same, but keeps only its inputs for the backward pass."""
-  variables = [v for layer in stage for v in layer.trainable_variables]
+  """`_run`, but keeps only its inputs for the backward pass."""
+  parts = [stage.layer, *[stage.attention] * (stage.attention is not None)]
+  variables = [v for part in parts for v in part.trainable_variables]
 
-  # The weights that `stateless_call` put in the variables' place are arguments,
-  # as gradients flow to nothing else.
+  # The weights that `stateless_call` put in the variables' place are arguments:
+  # gradients flow to nothing else.
   @tf.recompute_grad
   def run(h, temb, *weights):
     with keras.StatelessScope(state_mapping=list(zip(variables, weights))):
@@ -348,43 +392,28 @@ def check_shapes(
     norm_groups,
     patch_size,
 ):
-  """Raises ValueError, in one line, for sizes that no U-Net can have."""
+  """Raises ValueError for sizes that no U-Net can have."""
+  if not channel_multipliers:
+    raise ValueError('channel_multipliers is empty, expected (1, 2), say')
+  if channels % 2 or channels < 4:
+    raise ValueError(f'channels is {channels}, expected even and at least 4')
   halvings = len(channel_multipliers) - 1
   factor = patch_size * 2**halvings
   if image_size % factor:
     raise ValueError(
-        f'image size {image_size} is not divisible by {factor} (patch size'
-        f' {patch_size}, {halvings} halvings for {len(channel_multipliers)}'
-        ' channel multipliers): use fewer model.channel_multipliers, or'
-        f' data.image_size={max(1, round(image_size / factor)) * factor}'
+        f'channel_multipliers is {tuple(channel_multipliers)}, but the image'
+        f' size {image_size} is not divisible by {factor} (patch size'
+        f' {patch_size}, {halvings} halvings): use fewer, or data.image_size='
+        f'{max(1, round(image_size / factor)) * factor}'
     )
   heads = ('head_channels', head_channels) if head_channels else (
       'num_heads', num_heads
   )  # fmt: skip
   for multiplier in channel_multipliers:
-    for what, number in (('norm_groups', norm_groups), heads):
+    for name, number in (('norm_groups', norm_groups), heads):
       if channels * multiplier % number:
         raise ValueError(
-            f'{channels * multiplier} channels (model.channels {channels} x'
-            f' multiplier {multiplier}) are not divisible by model.{what}'
-            f' {number}'
+            f'{name} is {number}, which does not divide'
+            f' {channels * multiplier} channels ({channels} x multiplier'
+            f' {multiplier})'
         )
-  if channels % 2 or channels < 4:
-    raise ValueError(
-        f'model.channels must be even and at least 4, got {channels}'
-    )
-
-
-def _takes_skip(layer):
-  """Whether a layer going up takes an encoder's output: blocks of a level."""
-  return isinstance(layer, layers.ResBlock) and layer.resample is None
-
-
-def _build(layer, features, embedding):
-  """Builds a layer of the U-Net, and returns its number of channels."""
-  shape = (None, None, None, features)
-  if isinstance(layer, layers.ResBlock):
-    layer.build(shape, embedding)
-    return layer.features
-  layer.build(shape)
-  return features

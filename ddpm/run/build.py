@@ -1,12 +1,21 @@
-"""The objects of a run, made from its config."""
+"""The objects of a run, made from its config.
+
+Each object checks its own arguments and raises ValueError. The message begins
+with the argument's name, which is the knob's, so that `config.validate` only
+puts the knob's group before it.
+"""
 
 import keras
 import tensorflow as tf
 
+from ddpm.diffusion import losses
 from ddpm.diffusion import noise_levels
 from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
+from ddpm.diffusion import solvers
 from ddpm.nn import unet
+from ddpm.optim import adam
+from ddpm.optim import ema
 from ddpm.runtime import strategy as strategy_lib
 
 
@@ -49,11 +58,15 @@ def jit_compile(config):
 def make_process(config):
   """The diffusion process of a config."""
   process = config.diffusion
+  if (process.schedule == 'edm') != (process.prediction == 'edm'):
+    raise ValueError(
+        f'prediction is {process.prediction!r} and schedule'
+        f' {process.schedule!r}: the prediction edm and the schedule edm need'
+        ' each other'
+    )
   if process.schedule == 'edm':
     return process_lib.EDM(
-        sigma_min=config.sample.sigma_min,
-        sigma_max=config.sample.sigma_max,
-        rho=config.sample.rho,
+        spacing=make_spacing(config),
         sigma_data=process.sigma_data,
         variance=process.variance,
         num_timesteps=process.num_timesteps,
@@ -69,17 +82,115 @@ def make_process(config):
       prediction=process.prediction,
       variance=process.variance,
       rescale_timesteps=process.rescale_timesteps,
-      sigma_min=config.sample.sigma_min,
-      sigma_max=config.sample.sigma_max,
-      rho=config.sample.rho,
+      spacing=make_spacing(config),
+  )
+
+
+def make_spacing(config):
+  """The spacing of the steps of a config's second-order samplers."""
+  return schedules.KarrasSpacing(
+      config.sample.sigma_min, config.sample.sigma_max, config.sample.rho
+  )
+
+
+def make_loss(config):
+  """The training loss of a config."""
+  return losses.Loss(
+      make_process(config),
+      loss=config.diffusion.loss,
+      min_snr_gamma=config.diffusion.min_snr_gamma,
   )
 
 
 def make_noise_levels(config):
   """How a config chooses noise levels in training."""
-  process = config.diffusion
-  if process.timesteps == 'lognormal':
+  process, name = config.diffusion, config.diffusion.timesteps
+  if name not in noise_levels.NOISE_LEVELS:
+    names = ', '.join(noise_levels.NOISE_LEVELS)
+    raise ValueError(f'timesteps is {name!r}, expected one of: {names}')
+  if (name == 'lognormal') != (process.schedule == 'edm'):
+    raise ValueError(
+        f'timesteps is {name!r} and schedule {process.schedule!r}: lognormal'
+        ' timesteps and the schedule edm need each other'
+    )
+  if name == 'lognormal':
     return noise_levels.LogNormal(process.log_sigma_mean, process.log_sigma_std)
-  if process.timesteps == 'loss_second_moment':
-    return noise_levels.LossSecondMoment(process.num_timesteps)
-  return noise_levels.Uniform(process.num_timesteps)
+  return noise_levels.NOISE_LEVELS[name](process.num_timesteps)
+
+
+def make_optimizer(config):
+  """Adam, with the learning rate of a config."""
+  optimizer = config.optimizer
+  return adam.Adam(
+      adam.LearningRate(
+          optimizer.learning_rate,
+          warmup_steps=optimizer.warmup_steps,
+          decay=optimizer.decay,
+          decay_steps=optimizer.decay_steps,
+      ),
+      beta1=optimizer.beta1,
+      beta2=optimizer.beta2,
+      epsilon=optimizer.epsilon,
+  )
+
+
+def make_clip(config):
+  """The gradient clipping of a config."""
+  return adam.Clip(config.optimizer.clip_norm, config.optimizer.clip)
+
+
+def make_loss_scale(config):
+  """The loss scale of a config's precision."""
+  return adam.LossScale(dynamic=config.precision == 'mixed_float16')
+
+
+def make_emas(config):
+  """The EMAs that a config tracks."""
+  return ema.EMAs(
+      config.ema.decays, config.ema.power_stds, config.ema.rampup_ratio
+  )
+
+
+def make_sampler_spec(
+    config, sampler=None, *, steps=None, eta=None, guidance=1.0
+):
+  """How a config's model is sampled.
+
+  Args:
+    config: of the run.
+    sampler: a name in `solvers.SOLVERS`; None for the config's.
+    steps: None for the config's, or another sampler's default.
+    eta: None for the config's; for another sampler 0.
+    guidance: scale of classifier-free guidance; 1 for none.
+
+  Returns:
+    `solvers.SamplerSpec`.
+
+  Raises:
+    ValueError: an argument out of range, or of no use to the model.
+  """
+  num_timesteps = config.diffusion.num_timesteps
+  if sampler in (None, config.sample.sampler):
+    sampler = config.sample.sampler
+    default_steps, default_eta = config.sample.steps, config.sample.eta
+  else:
+    default_steps = solvers.default_steps(sampler, num_timesteps)
+    default_eta = 0.0
+  spec = solvers.SamplerSpec(
+      sampler,
+      default_steps if steps is None else steps,
+      eta=default_eta if eta is None else eta,
+      guidance=guidance,
+  )
+  if spec.steps > num_timesteps:
+    raise ValueError(
+        f'steps is {spec.steps}, expected at most {num_timesteps}, the'
+        " model's diffusion.num_timesteps"
+    )
+  if guidance != 1.0 and not config.train.label_dropout:
+    raise ValueError(
+        f'guidance is {guidance}, which needs a model trained with and without'
+        ' its classes: model.num_classes, and train.label_dropout=0.1, for'
+        ' example'
+    )
+  return spec

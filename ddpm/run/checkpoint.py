@@ -74,7 +74,7 @@ class Checkpointer:
       _check_layout(reader, path, self._layout)
       _check_entries(reader, path, self._state)
       checkpoint = tf.train.Checkpoint(
-          layout=self._names, **self._state.variables()
+          layout=self._names, **_entries(self._state.variables())
       )
       status = checkpoint.read(path).assert_existing_objects_matched()
       # The manager's counter of saves is of no use to this object.
@@ -89,7 +89,9 @@ class Checkpointer:
           lambda v: tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False),
           self._state.variables(),
       )
-    checkpoint = tf.train.Checkpoint(layout=self._names, **self._copy)
+    checkpoint = tf.train.Checkpoint(
+        layout=self._names, **_entries(self._copy)
+    )
     directory, kept = _directories(self._workdir)
     with writing(directory):
       _sweep_leftovers(directory)
@@ -278,6 +280,12 @@ def _entry(name):
   return name.replace('.', '..') + '/.ATTRIBUTES/VARIABLE_VALUE'
 
 
+def _entries(state):
+  """The state's dict, as checkpoints have named its entries since version 1."""
+  state = dict(state)
+  return {'memory': state.pop('loss_history'), **state}
+
+
 def _list(workdir):
   """All checkpoints of a workdir, sound or not: (step, path), newest first."""
   directory, kept = _directories(workdir)
@@ -414,7 +422,7 @@ def _check_layout(reader, path, layout):
 def _check_entries(reader, path, state):
   """Raises UserError if a checkpoint lacks a part of the state."""
   entries = {}
-  for name, value in state.variables().items():
+  for name, value in _entries(state.variables()).items():
     if isinstance(value, dict):
       entries |= {f'{name}/{key}': v for key, v in value.items()}
     else:

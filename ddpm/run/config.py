@@ -1,7 +1,4 @@
-"""The config of a run: checked before any work, kept in the workdir.
-
-`build` makes the objects of a run from it.
-"""
+"""The config of a run: checked before any work, and kept in the workdir."""
 
 import json
 import os
@@ -9,13 +6,8 @@ import os
 from ml_collections import config_dict
 import tensorflow as tf
 
-from ddpm.diffusion import noise_levels
-from ddpm.diffusion import process as process_lib
-from ddpm.diffusion import schedules
-from ddpm.diffusion import solvers
 from ddpm.nn import unet
-from ddpm.optim import adam
-from ddpm.optim import ema
+from ddpm.run import build
 from ddpm.run import defaults
 from ddpm.runtime import files
 from ddpm.runtime import strategy as strategy_lib
@@ -23,18 +15,42 @@ from ddpm.runtime.errors import UserError
 
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
-# What defines the trajectory of a run, and may not change in a workdir.
+# These define a run's trajectory, and may not change in a workdir.
 _TRAJECTORY = (
     'seed', 'precision', 'data', 'model', 'diffusion', 'optimizer', 'ema',
     'train.batch_size', 'train.label_dropout',
 )  # fmt: skip
 
-# Where the data lies does not change what it is.
+# The data's folder does not change the data.
 _NOT_TRAJECTORY = ('data.data_dir',)
+
+# What no object of `build` checks. The least value of numbers:
+_LEAST = dict.fromkeys((
+    'data.image_size', 'model.image_channels', 'model.num_res_blocks',
+    'model.num_heads', 'model.norm_groups', 'model.patch_size',
+    'train.batch_size', 'train.accumulation_steps', 'train.steps_per_loop',
+    'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_last',
+), 1) | dict.fromkeys((
+    'seed', 'model.dropout', 'model.num_classes', 'model.head_channels',
+    'train.label_dropout', 'train.num_steps', 'train.sample_every_steps',
+    'train.keep_every_steps', 'train.max_skipped_steps', 'train.grace_seconds',
+    'distribute.virtual_devices',
+), 0)  # fmt: skip
+# The values of words:
+_CHOICES = {
+    'precision': PRECISIONS,
+    'model.resample': unet.RESAMPLES,
+    'model.compat.downsample_padding': unet.PADDINGS,
+    'model.compat.embedding_order': unet.EMBEDDING_ORDERS,
+    'model.compat.embedding_shift': (0, 1),
+    'model.variant': unet.VARIANTS,
+    'model.init': unet.INITS,
+    'distribute.strategy': strategy_lib.STRATEGIES,
+}
 
 # Of config.json. Version 1 had no number.
 _VERSION = 2
-# What knobs of version 1 are called since.
+# New names of knobs of version 1.
 _RENAMED = {
     'model.downsample_padding': 'model.compat.downsample_padding',
     'model.embedding_order': 'model.compat.embedding_order',
@@ -57,125 +73,64 @@ def check_found(config):
 
 
 def validate(config):
-  """Raises UserError for the first thing in a config that cannot work."""
-  try:
-    _validate(config)
-  except (ValueError, TypeError) as e:
-    raise UserError(f'config: {e}') from e
+  """Raises UserError for the first thing in a config that cannot work.
 
-
-def _validate(config):
-  def one_of(name, choices):
+  The objects of a run check their own arguments when `build` makes them; here
+  their messages get the knob's group. What no object checks is checked here.
+  """
+  for name, least in _LEAST.items():
+    value = _field(config, name)
+    if not value >= least:
+      raise UserError(f'config.{name} is {value}, expected at least {least}')
+  for name, choices in _CHOICES.items():
     value = _field(config, name)
     if value not in choices:
       expected = ', '.join(map(str, choices))
-      raise ValueError(f'{name} is {value!r}, expected one of: {expected}')
+      raise UserError(
+          f'config.{name} is {value!r}, expected one of: {expected}'
+      )
+  for group, check in (
+      ('sample', build.make_spacing),
+      ('sample', build.make_sampler_spec),
+      ('diffusion', build.make_process),
+      ('diffusion', build.make_loss),
+      ('diffusion', build.make_noise_levels),
+      ('optimizer', build.make_optimizer),
+      ('optimizer', build.make_clip),
+      ('ema', build.make_emas),
+      ('model', _check_model),
+      ('train', _check_label_dropout),
+  ):
+    try:
+      check(config)
+    except (ValueError, TypeError) as e:
+      raise UserError(f'config.{group}.{e}') from e
 
-  def at_least(name, least):
-    value = _field(config, name)
-    if value < least:
-      raise ValueError(f'{name} is {value}, expected at least {least}')
 
-  one_of('precision', PRECISIONS)
-  one_of('model.resample', unet.RESAMPLES)
-  one_of('model.compat.downsample_padding', unet.PADDINGS)
-  one_of('model.compat.embedding_order', unet.EMBEDDING_ORDERS)
-  one_of('model.compat.embedding_shift', (0, 1))
-  one_of('model.variant', unet.VARIANTS)
-  one_of('model.init', unet.INITS)
-  one_of('diffusion.schedule', schedules.SCHEDULES)
-  one_of('diffusion.prediction', process_lib.PREDICTIONS)
-  one_of('diffusion.loss', process_lib.LOSSES)
-  one_of('diffusion.variance', process_lib.VARIANCES)
-  one_of('diffusion.timesteps', noise_levels.SAMPLERS)
-  one_of('optimizer.decay', adam.DECAYS)
-  one_of('optimizer.clip', adam.CLIPS)
-  one_of('distribute.strategy', strategy_lib.STRATEGIES)
-  for name in (
-      'diffusion.num_timesteps', 'optimizer.decay_steps', 'data.image_size',
-      'model.image_channels', 'model.num_res_blocks', 'train.batch_size',
-      'train.steps_per_loop', 'train.log_every_steps',
-      'train.checkpoint_every_steps', 'train.keep_last', 'sample.steps',
-      'model.num_heads', 'model.norm_groups', 'model.patch_size',
-      'train.accumulation_steps',
-  ):  # fmt: skip
-    at_least(name, 1)
-  for name in (
-      'seed', 'optimizer.learning_rate', 'optimizer.warmup_steps',
-      'optimizer.clip_norm', 'model.dropout', 'model.num_classes',
-      'train.num_steps', 'train.sample_every_steps', 'train.keep_every_steps',
-      'train.max_skipped_steps', 'train.grace_seconds',
-      'distribute.virtual_devices', 'model.head_channels',
-      'train.label_dropout', 'ema.rampup_ratio',
-  ):  # fmt: skip
-    at_least(name, 0)
-  if not config.model.dropout < 1:
-    raise ValueError(f'model.dropout is {config.model.dropout}, expected < 1')
-  if config.sample.steps > config.diffusion.num_timesteps:
-    raise ValueError(
-        f'sample.steps is {config.sample.steps}, expected at most'
-        f' diffusion.num_timesteps ({config.diffusion.num_timesteps})'
-    )
-  solvers.check(config.sample.sampler, config.sample.eta, prefix='sample.')
-  if not config.model.channel_multipliers:
-    raise ValueError('model.channel_multipliers is empty, expected (1, 2), say')
-  if not (config.ema.decays or config.ema.power_stds):
-    raise ValueError('ema.decays is empty, expected at least one, (0.9999,)')
-  for decay in config.ema.decays:
-    if not 0 <= decay < 1:
-      raise ValueError(f'ema.decays has {decay}, expected 0 to 1, 1 excluded')
-  for std in config.ema.power_stds:
-    ema.power_exponent(std)
-  _validate_process(config)
+def _check_model(config):
+  model = config.model
   unet.check_shapes(
       image_size=config.data.image_size,
-      channels=config.model.channels,
-      channel_multipliers=config.model.channel_multipliers,
-      num_heads=config.model.num_heads,
-      head_channels=config.model.head_channels,
-      norm_groups=config.model.norm_groups,
-      patch_size=config.model.patch_size,
+      channels=model.channels,
+      channel_multipliers=model.channel_multipliers,
+      num_heads=model.num_heads,
+      head_channels=model.head_channels,
+      norm_groups=model.norm_groups,
+      patch_size=model.patch_size,
   )
+  if not model.dropout < 1:
+    raise ValueError(f'dropout is {model.dropout}, expected below 1')
 
 
-def _validate_process(config):
-  """What of the diffusion process goes with what."""
-  process, spacing = config.diffusion, config.sample
-  if not 0 < spacing.sigma_min < spacing.sigma_max:
-    raise ValueError(
-        f'sample.sigma_min is {spacing.sigma_min} and sample.sigma_max'
-        f' {spacing.sigma_max}, expected 0 < sigma_min < sigma_max'
-    )
-  if not spacing.rho > 0:
-    raise ValueError(f'sample.rho is {spacing.rho}, expected more than 0')
-  for name, partner in (('prediction', 'edm'), ('timesteps', 'lognormal')):
-    if (process.schedule == 'edm') != (process[name] == partner):
-      raise ValueError(
-          f'diffusion.schedule is {process.schedule!r} and diffusion.{name}'
-          f' {process[name]!r}: the schedule edm and the {name} {partner} go'
-          ' together'
-      )
-  bound = process.loss in ('vlb', 'hybrid')
-  if bound and process.schedule == 'edm':
-    raise ValueError(
-        f'diffusion.loss is {process.loss!r}, which the schedule edm does not'
-        ' have: expected simple or min_snr'
-    )
-  learned = process.variance == 'learned_range'
-  if (learned and not bound) or (process.loss == 'hybrid' and not learned):
-    raise ValueError(
-        f'diffusion.variance is {process.variance!r} and diffusion.loss'
-        f' {process.loss!r}: learned_range is learned by the losses hybrid and'
-        ' vlb, and hybrid needs it'
-    )
+def _check_label_dropout(config):
   dropout = config.train.label_dropout
   if dropout and not config.model.num_classes:
     raise ValueError(
-        f'train.label_dropout is {dropout}, but the model has no classes: set'
+        f'label_dropout is {dropout}, but the model has no classes: set'
         ' model.num_classes'
     )
   if not dropout < 1:
-    raise ValueError(f'train.label_dropout is {dropout}, expected < 1')
+    raise ValueError(f'label_dropout is {dropout}, expected below 1')
 
 
 def save(config, workdir):

@@ -34,10 +34,10 @@ class Writers:
           _Bar(first_step, num_steps) if sys.stderr.isatty() else _Lines(),
       ]
 
-  def numbers(self, step, metrics):
+  def scalars(self, step, metrics):
     """Reports a dict of numbers."""
     for sink in self._sinks:
-      sink.numbers(step, metrics)
+      sink.scalars(step, metrics)
 
   def progress(self, step):
     """Reports that a step is done, without numbers."""
@@ -78,7 +78,7 @@ class _JsonLines:
     self._path = path
     self._file = tf.io.gfile.GFile(path, 'a')
 
-  def numbers(self, step, metrics):
+  def scalars(self, step, metrics):
     with writing(self._path):
       self._file.write(json.dumps({'step': step, **metrics}) + '\n')
       self._file.flush()
@@ -111,7 +111,7 @@ class TensorBoard:
   def __init__(self, directory):
     self._writer = tf.summary.create_file_writer(directory)
 
-  def numbers(self, step, metrics):
+  def scalars(self, step, metrics):
     with self._writer.as_default(step=step):
       for name, value in metrics.items():
         value = tf.constant(value, tf.float32)
@@ -121,7 +121,7 @@ class TensorBoard:
     pass
 
   def images(self, step, images, seconds):
-    self.numbers(step, {'sample_seconds': seconds})
+    self.scalars(step, {'sample_seconds': seconds})
     picture = png.grid(images)
     height, width = [str(n).encode() for n in picture.shape[:2]]
     value = tf.stack([width, height, tf.io.encode_png(picture)])
@@ -152,7 +152,7 @@ class _Bar:
         total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
     )
 
-  def numbers(self, step, metrics):
+  def scalars(self, step, metrics):
     self._bar.set_postfix(
         loss=f'{metrics["loss"]:.4f}',
         img_s=f'{metrics["images_per_second"]:.0f}',
@@ -172,7 +172,7 @@ class _Bar:
 class _Lines:
   """Plain lines, for a log."""
 
-  def numbers(self, step, metrics):
+  def scalars(self, step, metrics):
     logging.info(
         'step %d  loss %.4f  %.1f images/s',
         step, metrics['loss'], metrics['images_per_second'],

@@ -1,4 +1,4 @@
-"""A run's model, as its workdir describes it."""
+"""A run read back from its workdir: config, model, weights."""
 
 import functools
 import re
@@ -10,33 +10,34 @@ from ddpm.optim import ema
 from ddpm.run import build
 from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 
 class Run:
-  """What a workdir holds: config, network, diffusion process, weights.
+  """A run's config, network, diffusion process and weights.
 
   Attributes:
     workdir: the run's folder.
     config: the run's config.
     model: `unet.UNet`.
     layout: its `flat.Layout`.
-    diffusion: `process.Diffusion`.
-    precision: that the network computes in.
+    diffusion: `process.Process`.
+    precision: the network's.
 
   Args:
     workdir: the run's folder.
     precision: one of `config.PRECISIONS`, or None for the config's.
 
   Raises:
-    UserError: it holds no run, or there is no such precision.
+    UserError: it holds no run, or an unknown precision.
   """
 
   def __init__(self, workdir, *, precision=None):
     if precision not in (None, *config_lib.PRECISIONS):
       expected = ', '.join(config_lib.PRECISIONS)
-      raise UserError(
-          f'--precision is {precision!r}, expected one of: {expected}'
+      raise BadArgument(
+          f'precision is {precision!r}, expected one of: {expected}'
       )
     self.workdir = workdir
     self.config = config_lib.load(workdir)
@@ -46,7 +47,7 @@ class Run:
       raise UserError(checkpoint.none_in(workdir))
     self.precision = precision or self.config.precision
 
-  # Not made before a strategy is, which has to come first.
+  # Made on first use: the strategy has to be made before.
   @functools.cached_property
   def model(self):
     config = self.config.copy_and_resolve_references()
@@ -66,71 +67,69 @@ class Run:
 
     Args:
       path: of the checkpoint.
-      which: 'raw'; 'ema', the first average that the run tracks; another one,
-        as 'ema:0.9999' or 'power:0.05'; or 'posthoc:0.07', a power-function
-        average of any width, built from those in all checkpoints up to this
-        one.
+      which: 'raw'; 'ema', the first EMA that the run tracks; another one, as
+        'ema:0.9999' or 'power:0.05'; or 'posthoc:0.07', a power-function EMA
+        of any width, reconstructed from all checkpoints up to this one.
 
     Returns:
       step (integer), their full name ('ema:0.9999'), float32 array [P].
 
     Raises:
-      UserError: another `which`, or a checkpoint of another model.
+      UserError: an unknown `which`, or a checkpoint of another model.
     """
     match = re.fullmatch(r'ema|raw|(ema|power|posthoc):(\d*\.?\d+)', which)
     if not match:
-      raise UserError(
-          f'--weights is {which!r}, expected ema, ema:DECAY, power:STD,'
+      raise BadArgument(
+          f'weights is {which!r}, expected ema, ema:DECAY, power:STD,'
           ' posthoc:STD or raw'
       )
     kind, number = match.groups()
     if kind == 'posthoc':
       return self._posthoc(path, float(number))
-    names = ema.names(self.config.ema.decays, self.config.ema.power_stds)
+    names = build.make_emas(self.config).names
     entries = {n if n.startswith('power:') else f'ema:{n}': n for n in names}
     full = f'{kind}:{float(number)}' if kind else next(iter(entries))
     if which == 'raw':
       full = 'raw'
     entries['raw'] = 'raw'
     if full not in entries:
-      raise UserError(
-          f'--weights is {which!r}, but the run has {", ".join(entries)}'
+      raise BadArgument(
+          f'weights is {which!r}, but the run has {", ".join(entries)}'
       )
     step, params = checkpoint.read_weights(path, self.layout, entries[full])
     return step, full, params
 
   def _posthoc(self, path, std):
-    """What `weights` returns, for a power-function average of any width."""
+    """`weights` of a power-function EMA of any width."""
     stds = self.config.ema.power_stds
     if not stds:
-      raise UserError(
-          f'--weights is posthoc:{std}, but the run tracks no power-function'
-          ' average: train with ema.power_stds=(0.05, 0.10)'
+      raise BadArgument(
+          f'weights is posthoc:{std}, but the run tracks no power-function EMA:'
+          ' train with ema.power_stds=(0.05, 0.10)'
       )
     try:
       ema.power_exponent(std)
     except ValueError as e:
-      raise UserError(f'--weights is posthoc:{std}: {e}') from e
+      raise BadArgument(f'weights is posthoc:{std}: {e}') from e
     last = checkpoint.step_of(path)
     snapshots = []
     for found in checkpoint.find_all(self.workdir):
       step = checkpoint.step_of(found)
       if step > last:
         break
-      # The average of 0 steps has no profile.
+      # An EMA of 0 steps has no profile.
       snapshots += [(found, step, s) for s in stds if step]
     if len(snapshots) < 2:
-      raise UserError(
-          f'--weights is posthoc:{std}, which needs 2 snapshots, but'
+      raise BadArgument(
+          f'weights is posthoc:{std}, which needs 2 snapshots, but'
           f' {self.workdir} has {len(snapshots)} up to step {last}'
       )
     paths, steps, widths = zip(*snapshots)
     coefficients = ema.posthoc_coefficients(steps, widths, last, std)
     params = np.zeros(self.layout.size)
-    # One at a time, however many there are.
-    for found, name, coefficient in zip(
-        paths, ema.names((), widths), coefficients
-    ):
+    # One in memory at a time.
+    for found, width, coefficient in zip(paths, widths, coefficients):
+      name = ema.power_name(width)
       _, snapshot = checkpoint.read_weights(found, self.layout, name)
       params += coefficient * snapshot
     return last, f'posthoc:{std}', params.astype(np.float32)

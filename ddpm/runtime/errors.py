@@ -13,6 +13,14 @@ class UserError(Exception):
   """
 
 
+class BadArgument(UserError):
+  """A function's argument is out of range, or does not suit the run.
+
+  The message begins with the argument's name. A program puts `--` before it:
+  its flags have the same names.
+  """
+
+
 class Interrupted(Exception):
   """The program had to end, and would go on if it were started again."""
 

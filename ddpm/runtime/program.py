@@ -9,6 +9,7 @@ from absl import flags
 from absl import logging
 
 from ddpm.runtime.environment import RESTART
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 
@@ -43,6 +44,8 @@ def start(main, define_flags):
       _exit(f'unknown argument {argv[1]!r}: flags begin with --')
     try:
       main()
+    except BadArgument as e:
+      _exit(f'--{e}')
     except UserError as e:
       _exit(e)
     except Interrupted as e:

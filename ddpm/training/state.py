@@ -1,56 +1,54 @@
-"""All that a run has to remember, as a few flat variables.
+"""The state of a run, as a few flat variables.
 
-The weights of the network are one vector [P]. So an all-reduce is one
-message, and Adam, clip, averages and checkpoints are a few ops, whatever the
-number of layers. The network itself (`UNet`) only lends its code and shapes.
+The network's weights are one vector [P]. An all-reduce is therefore one
+message, and Adam, clipping, EMAs and checkpoints are a few ops, whatever the
+number of layers. The network itself (`UNet`) only provides code and shapes.
 """
 
 import tensorflow as tf
 
-from ddpm.optim import adam
-
 
 class State:
-  """The variables of a run. Create it in the scope of the strategy.
+  """The variables of a run. Create it in the strategy's scope.
 
   Every replica holds a copy and makes the same update to it, from the same
-  all-reduced gradient. To TensorFlow that is a variable synchronised on read
-  whose first copy counts: no merge of replicas is needed to write it, it is
-  saved once, and restored to every replica of whatever strategy reads it.
+  all-reduced gradient. To TensorFlow each is a variable synchronised on read,
+  of which the first copy counts: replicas need no merge to write it, it is
+  saved once, and restored to every replica of any strategy.
 
   Attributes:
     step: int64 scalar, steps done.
     params: float32 [P], the weights.
     adam_m, adam_v: float32 [P], Adam's moments.
-    ema: dict of float32 [P], the averages, named by `ema.names`: '0.9999'.
-    memory: dict, what the choice of timesteps remembers (`timesteps`).
-    quartiles: float32 [terms + 1, 4], sums of the losses' terms since the last
-      logged step, by quartile of t, and in the last row how many they are.
+    ema: dict of float32 [P], the EMAs, by `EMAs.names`.
+    loss_history: dict, of `noise_levels`.
+    quartiles: float32 [terms + 1, 4], sums of the loss terms since the last
+      logged step, by quartile of t; the last row counts them.
     loss_scale: float32 scalar, 1 unless the precision is float16.
     good_steps: int32 scalar, finite steps since the loss scale last changed.
-    skipped_steps: int32 scalar, the last steps in a row whose gradient was
+    skipped_steps: int32 scalar, the latest steps in a row whose gradient was
       not finite. Such a step changes no weight.
 
   Args:
     params: float32 [P], the initial weights.
-    ema_names: of the averages.
-    use_loss_scale: whether the precision is float16.
-    memory: dict of tensors, `initial` of the choice of timesteps.
+    ema_names: of the EMAs.
+    loss_history: dict of tensors, the initial one.
     num_terms: terms of the loss.
+    loss_scale: the initial one.
   """
 
   def __init__(
-      self, params, *, ema_names, use_loss_scale, memory=None, num_terms=1
-  ):
+      self, params, *, ema_names=(), loss_history=None, num_terms=1,
+      loss_scale=1.0,
+  ):  # fmt: skip
     self.step = _variable(tf.zeros([], tf.int64))
     self.params = _variable(params)
     self.adam_m = _variable(tf.zeros_like(params))
     self.adam_v = _variable(tf.zeros_like(params))
     self.ema = {name: _variable(params) for name in ema_names}
-    self.memory = tf.nest.map_structure(_variable, memory or {})
+    self.loss_history = tf.nest.map_structure(_variable, loss_history or {})
     self.quartiles = _variable(tf.zeros([num_terms + 1, 4]))
-    scale = adam.INITIAL_LOSS_SCALE if use_loss_scale else 1.0
-    self.loss_scale = _variable(tf.constant(scale))
+    self.loss_scale = _variable(tf.constant(loss_scale))
     self.good_steps = _variable(tf.zeros([], tf.int32))
     self.skipped_steps = _variable(tf.zeros([], tf.int32))
 

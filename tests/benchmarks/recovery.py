@@ -28,9 +28,7 @@ def checkpointer(workdir):
   config = mnist5k.get_config()
   model = build.make_model(config)
   state = state_lib.State(
-      flat.flatten(model.trainable_variables),
-      ema_names=('0.995',),
-      use_loss_scale=False,
+      flat.flatten(model.trainable_variables), ema_names=('0.995',)
   )
   checkpoints = checkpoint.Checkpointer(
       workdir, state, flat.Layout(model), writes=True, keep_last=3,
