@@ -1,15 +1,11 @@
 """A folder's worth of images: drawn once, by one process or by several."""
 
-import json
-import os
 
 import numpy as np
 from PIL import Image
 from PIL import ImageSequence
 import pytest
 
-from ddpm.runtime import cluster
-from ddpm.runtime import progress
 from ddpm.runtime import shards
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import job as job_lib
@@ -86,31 +82,6 @@ def test_refuses_a_folder_of_another_job(tmp_path):
   (tmp_path / 'manifest.json').write_text('{')
   with pytest.raises(UserError, match=r'manifest.json is damaged: use another'):
     make_job(tmp_path, Painter(), 3)
-
-
-@pytest.mark.parametrize(
-    'text',
-    ['{', '[]', '{}', '{"cluster": {"worker": ["a"]}, "task": {"index": 1}}',
-     '{"cluster": {"chief": ["a"], "worker": ["b"]}, "task": {"index": 0}}'],
-)  # fmt: skip
-def test_refuses_a_tf_config_that_names_no_host(monkeypatch, text):
-  monkeypatch.setenv('TF_CONFIG', text)
-  with pytest.raises(UserError, match=r'TF_CONFIG is .*, expected such as'):
-    cluster.this_host()
-
-
-def test_this_host(monkeypatch):
-  assert cluster.this_host() == (0, 1)
-  config = {'cluster': {'worker': ['a', 'b', 'c']}, 'task': {'index': 2}}
-  monkeypatch.setenv('TF_CONFIG', json.dumps(config))
-  assert cluster.this_host() == (2, 3)
-  assert 'TF_CONFIG' not in os.environ
-
-
-def test_durations():
-  assert [progress.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
-      '4 s', '1 min', '1 min', '1 h 13 min',
-  ]  # fmt: skip
 
 
 def test_a_film_is_of_the_grid(tmp_path):

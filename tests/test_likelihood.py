@@ -52,8 +52,8 @@ def test_bits_of_two_levels(variance):
   # With the posterior's variance the steps cost no more than they must.
   entropy = total / np.log(2)
   assert 1 < entropy < (1.02 if variance == 'fixedsmall' else 2.0)
-  # The last step's estimate is right to 1e-300: its term is the mass of a normal
-  # distribution within half a level, by Page's tanh.
+  # The last step's estimate is right to 1e-300: its term is the mass of a
+  # normal distribution within half a level, by Page's tanh.
   u = 1 / 255 / np.sqrt(tilde[1])
   page = np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))
   expected = entropy - np.log2(page)

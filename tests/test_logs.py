@@ -15,17 +15,17 @@ def open_writers(path, first_step=0):
   )
 
 
-def test_numbers_read_back_equal_and_no_step_twice(tmp_path):
+def test_scalars_read_back_equal_and_no_step_twice(tmp_path):
   loss = float(np.float32(0.1) / 3)
   log = open_writers(tmp_path)
   for step in (1, 2, 3):
-    log.numbers(step, {'loss': loss * step, 'images_per_second': 1.5})
+    log.scalars(step, {'loss': loss * step, 'images_per_second': 1.5})
   log.close()
   path = tmp_path / 'metrics.jsonl'
   # Killed in the middle of a line, after the checkpoint of step 2.
   path.write_text(path.read_text() + '{"step": 4, "lo')
   log = open_writers(tmp_path, first_step=2)
-  log.numbers(3, {'loss': loss, 'images_per_second': 1.5})
+  log.scalars(3, {'loss': loss, 'images_per_second': 1.5})
   log.close()
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row['step'] for row in rows] == [1, 2, 3]
@@ -34,7 +34,7 @@ def test_numbers_read_back_equal_and_no_step_twice(tmp_path):
 
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
   log = open_writers(tmp_path)
-  log.numbers(4, {'loss': 0.5, 'images_per_second': 1.0})
+  log.scalars(4, {'loss': 0.5, 'images_per_second': 1.0})
   images = np.zeros([4, 3, 3, 1], np.uint8)
   log.images(4, str(tmp_path / 'grid.png'), lambda: images)
   log.images(5, str(tmp_path / 'stopped.png'), lambda: None)
@@ -69,7 +69,7 @@ def test_a_silent_worker_writes_nothing(tmp_path):
   log = logs.Writers(
       str(tmp_path), first_step=0, num_steps=1, writes=False
   )
-  log.numbers(1, {'loss': 1.0})
+  log.scalars(1, {'loss': 1.0})
   log.images(1, str(tmp_path / 'x.png'), draw=None)
   log.close()
   assert not list(tmp_path.iterdir())

@@ -148,7 +148,7 @@ def test_a_worker_that_is_gone_is_named_by_the_other(tmp_path, lost, number):
   gone.kill()
   gone.communicate()
   assert other.returncode == RESTART
-  assert f'worker {lost} ({addresses[lost]}) is gone' in said
+  assert f'worker {lost} ({addresses[lost]}) has exited' in said
 
 
 @pytest.mark.slow

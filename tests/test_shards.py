@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from ddpm.runtime import npz
 from ddpm.runtime import shards
 from ddpm.runtime.errors import UserError
 
@@ -25,7 +24,7 @@ class Maker:
 
 
 def numbers(directory, maker, total, start=0, stop=None):
-  kept = shards.Shards(str(directory), maker, total=total, what='numbers')
+  kept = shards.Shards(str(directory), maker, total=total, name='numbers')
   return np.concatenate(list(kept.column('number', start, stop or total)))
 
 
@@ -70,39 +69,9 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_files_that_are_missing_are_named_and_made(tmp_path):
   maker = Maker()
-  kept = shards.Shards(str(tmp_path), maker, total=2 * ROWS + 7, what='numbers')
+  kept = shards.Shards(str(tmp_path), maker, total=2 * ROWS + 7, name='numbers')
   assert kept.missing() == kept.files()
   kept.make(ROWS, 2 * ROWS)
   assert kept.missing() == [(0, ROWS), (2 * ROWS, 2 * ROWS + 7)]
   numbers(tmp_path, maker, 2 * ROWS + 7)
   assert kept.missing() == [] and len(maker.made) == 3
-
-
-@pytest.mark.parametrize('rows', [1, ROWS, ROWS + 3])
-def test_a_file_of_blocks_is_one_of_arrays(tmp_path, rows):
-  images = np.arange(rows * 6, dtype=np.uint8).reshape(rows, 3, 2, 1)
-  labels = np.arange(rows, dtype=np.int32)
-  path = str(tmp_path / 'samples.npz')
-  # One after the other: an array that is not contiguous among them.
-  blocks = (np.asfortranarray(images[i : i + 100]) for i in range(0, rows, 100))
-  npz.write_blocks(path, {'images': blocks, 'labels': [labels]}, rows=rows)
-  assert [p.name for p in tmp_path.iterdir()] == ['samples.npz']
-  with np.load(path) as arrays:
-    assert set(arrays) == {'images', 'labels'}
-    for name, expected in {'images': images, 'labels': labels}.items():
-      assert arrays[name].dtype == expected.dtype
-      np.testing.assert_array_equal(arrays[name], expected)
-  read = list(npz.read_blocks(path, 'images', rows=512))
-  assert len(read) == -(-rows // ROWS)
-  np.testing.assert_array_equal(np.concatenate(read), images)
-
-
-def test_a_damaged_file_of_blocks_is_named(tmp_path):
-  path = tmp_path / 'samples.npz'
-  random = np.random.default_rng(0).integers(0, 256, [99, 9], np.uint8)
-  npz.write_blocks(str(path), {'images': [random]}, rows=99)
-  data = path.read_bytes()
-  for damaged in (data[:50], data[:400] + b'damage' + data[406:]):
-    path.write_bytes(damaged)
-    with pytest.raises(UserError, match=r'samples.npz is damaged: delete it'):
-      list(npz.read_blocks(str(path), 'images', rows=512))

@@ -69,7 +69,7 @@ class Features:
         self._directory,
         self._make,
         total=len(source),
-        what=f'features of {name}',
+        name=f'features of {name}',
     )
 
   def column(self, name, start, stop):

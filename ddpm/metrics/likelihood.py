@@ -68,7 +68,7 @@ class BitsPerDim:
         os.path.join(directory, f'bpd_{source.identity[:8]}'),
         make,
         total=self._count,
-        what='bits per dimension',
+        name='bits per dimension',
     )
     bpd = np.concatenate(list(kept.column('bpd', 0, self._count)))
     bpd = bpd.astype(np.float64)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.metrics import sources
+from ddpm.runtime import words
 from ddpm.runtime.errors import UserError
 
 
@@ -53,8 +54,8 @@ class RealImages:
       )
     if tuple(source.shape) != shape:
       raise UserError(
-          f'the samples are {sources.by(shape)}, but the images of {name} are'
-          f' {sources.by(source.shape)}: compare like with like'
+          f'the samples are {words.dimensions(shape)}, but the images of {name}'
+          f' are {words.dimensions(source.shape)}: compare like with like'
       )
     return source
 

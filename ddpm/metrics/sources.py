@@ -1,8 +1,8 @@
-"""Sets of images to score, or to score against: read a stretch at a time.
+"""Sets of images to score, or to score against, read in blocks.
 
-A source has `shape` (H, W, C), a length, `identity`, a string that changes
-with its images, and `read(start, stop)` -> uint8 [stop - start, H, W, C]; and
-`labels`, int32 [N] or None.
+A source has `shape` (H, W, C), a length N, `identity`, a string that changes
+with its images, `labels`, int32 [N] or None, and `read(start, stop)` -> uint8
+[stop - start, H, W, C].
 """
 
 import hashlib
@@ -12,7 +12,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
+from ddpm.runtime import npz
 from ddpm.runtime import shards
+from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
@@ -20,7 +22,7 @@ _EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
 
 
 class InMemory:
-  """Images that are in memory.
+  """Images in memory.
 
   Args:
     images: uint8 [N, H, W, C].
@@ -44,14 +46,14 @@ class InMemory:
 
 
 class Folder:
-  """Image files in a folder and those below it, in the order of their names.
+  """Image files in a folder and its sub-folders, in the order of their names.
 
   Args:
     path: of the folder.
-    order: function N -> int64 [N], another order; None for that of the names.
+    order: function N -> int64 [N], another order; None to keep it.
 
   Raises:
-    UserError: no images there, or the first cannot be read.
+    UserError: no images, or the first cannot be read.
   """
 
   labels = None
@@ -88,8 +90,8 @@ class Folder:
       image = _decode(path)
       if image.shape != self.shape:
         raise UserError(
-            f'{path} is {by(image.shape)}, but {self._paths[0]} is'
-            f' {by(self.shape)}: images must be of one size'
+            f'{path} is {words.dimensions(image.shape)}, but {self._paths[0]}'
+            f' is {words.dimensions(self.shape)}: images must be of one size'
         )
       images.append(image)
     return np.stack(images)
@@ -109,85 +111,65 @@ class Npz:
     if not os.path.exists(path):
       raise UserError(f'{path} does not exist, expected an .npz or a folder')
     self._path = path
+    self.labels = None
     try:
-      self._zip = zipfile.ZipFile(path)
-      names = [name.removesuffix('.npy') for name in self._zip.namelist()]
+      archive = zipfile.ZipFile(path)
+      names = [name.removesuffix('.npy') for name in archive.namelist()]
       name = next((n for n in ('images', 'arr_0') if n in names), None)
       if name is None:
         raise UserError(
             f'{path} has no array images (or arr_0), it has:'
             f' {", ".join(names)}'
         )
-      self._name = f'{name}.npy'
-      self._open()
-      self.labels = None
+      self._images = npz.ArrayReader(archive, name)
       if 'labels' in names:
         with np.load(path) as arrays:
           self.labels = arrays['labels'].astype(np.int32)
     except (OSError, ValueError, zipfile.BadZipFile) as e:
       raise UserError(f'{path} is not an .npz file: {reason(e)}') from e
-    if len(self._dims) != 4 or self._dims[-1] not in (1, 3):
+    shape, dtype = self._images.shape, self._images.dtype
+    if len(shape) != 4 or shape[-1] not in (1, 3):
       raise UserError(
-          f'{path}: images is of shape {self._dims}, expected [N, H, W, C] with'
-          ' C 1 or 3'
+          f'{path}: images is of shape {shape}, expected [N, H, W, C] with C 1'
+          ' or 3'
       )
-    if self._dtype != np.uint8:
-      self._refuse_dtype()
-    self.shape = self._dims[1:]
+    if dtype != np.uint8:
+      raise UserError(_wrong_dtype(path, name, dtype))
+    self.shape = shape[1:]
     with open(path, 'rb') as f:
       self.identity = hashlib.file_digest(f, 'sha256').hexdigest()
 
   def __len__(self):
-    return self._dims[0]
+    return self._images.shape[0]
 
   def read(self, start, stop):
-    size = int(np.prod(self.shape))
-    if start < self._at:
-      self._open()
     try:
-      self._stream.seek((start - self._at) * size, os.SEEK_CUR)
-      data = self._stream.read((stop - start) * size)
-      images = np.frombuffer(data, np.uint8).reshape(-1, *self.shape)
+      return self._images.read(start, stop)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
       raise UserError(f'{self._path} is damaged: {reason(e)}') from e
-    self._at = stop
-    return images
 
-  def _open(self):
-    """Goes to the first image. The file is read in order, not kept."""
-    self._stream = self._zip.open(self._name)
-    version = np.lib.format.read_magic(self._stream)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    self._dims, fortran, self._dtype = read_header(self._stream)
-    if fortran:
-      raise ValueError('its array is in Fortran order')
-    self._at = 0
 
-  def _refuse_dtype(self):
-    with np.load(self._path) as arrays:
-      images = arrays[self._name.removesuffix('.npy')]
-    if np.issubdtype(self._dtype, np.floating) and np.isnan(images).any():
-      count = np.isnan(images).any(axis=(1, 2, 3)).sum()
-      raise UserError(f'{self._path}: {count} images have NaN pixels')
-    raise UserError(
-        f'{self._path}: images are {self._dtype}, expected uint8 from 0 to 255'
-    )
+def _wrong_dtype(path, name, dtype):
+  """What to say of images that are not uint8."""
+  if np.issubdtype(dtype, np.floating):
+    with np.load(path) as arrays:
+      count = np.isnan(arrays[name]).any(axis=(1, 2, 3)).sum()
+    if count:
+      return f'{path}: {count} images have NaN pixels'
+  return f'{path}: images are {dtype}, expected uint8 from 0 to 255'
 
 
 class GeneratedSamples:
-  """Samples of a model, seeds 0 to N - 1, drawn when they are asked for.
+  """Samples of a model, seeds 0 to N - 1, drawn when they are read.
 
   Args:
     sampler: `sampler.Sampler`.
-    params: float32 [P], weights of the model.
-    directory: where they are kept.
+    params: float32 [P], the model's weights.
+    directory: keeps the samples.
     identity: of weights and sampler.
     total: N.
     shape: (H, W, C).
-    labelled: whether each is of a class.
+    labelled: whether the model has classes.
     name: for the log.
   """
 
@@ -201,13 +183,13 @@ class GeneratedSamples:
     self._sampler = sampler
     self._params = params
     self._total = total
-    self._parts = shards.Shards(directory, self._draw, total=total, what=name)
+    self._shards = shards.Shards(directory, self._draw, total=total, name=name)
 
   def __len__(self):
     return self._total
 
   def read(self, start, stop):
-    files = self._parts.read(start, stop)
+    files = self._shards.read(start, stop)
     return np.concatenate([arrays['images'] for arrays in files])
 
   def _draw(self, start, stop):
@@ -217,13 +199,8 @@ class GeneratedSamples:
 
 
 def samples(path):
-  """The images of an .npz file or of a folder."""
+  """The images of an .npz file or a folder."""
   return Folder(path) if tf.io.gfile.isdir(path) else Npz(path)
-
-
-def by(shape):
-  """A shape in words: 28 x 28 x 1."""
-  return ' x '.join(map(str, shape))
 
 
 def _decode(path):

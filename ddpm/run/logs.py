@@ -1,16 +1,15 @@
-"""Numbers and pictures, to people: metrics.jsonl, TensorBoard, the terminal."""
+"""Reports of a run: metrics.jsonl, TensorBoard, the terminal."""
 
 import json
 import os
-import sys
 import time
 
 from absl import logging
 import tensorflow as tf
-import tqdm
 
 from ddpm.runtime import files
 from ddpm.runtime import png
+from ddpm.runtime import progress
 from ddpm.runtime.errors import writing
 
 
@@ -19,10 +18,10 @@ class Writers:
 
   Args:
     workdir: the run's folder.
-    first_step: step that the run starts at; later ones in the log of an
-      earlier start are dropped, since they are done again.
+    first_step: step that the run starts at. Later ones in the log of an earlier
+      start are dropped: they are done again.
     num_steps: step that the run ends at.
-    writes: whether this process reports at all.
+    writes: whether this process reports.
   """
 
   def __init__(self, workdir, *, first_step, num_steps, writes):
@@ -31,27 +30,22 @@ class Writers:
       self._sinks = [
           _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
           TensorBoard(os.path.join(workdir, 'tensorboard')),
-          _Bar(first_step, num_steps) if sys.stderr.isatty() else _Lines(),
+          _Terminal(first_step, num_steps),
       ]
 
   def scalars(self, step, metrics):
-    """Reports a dict of numbers."""
+    """Reports a dict of scalars."""
     for sink in self._sinks:
       sink.scalars(step, metrics)
 
-  def progress(self, step):
-    """Reports that a step is done, without numbers."""
-    for sink in self._sinks:
-      sink.progress(step)
-
   def images(self, step, path, draw):
-    """Reports images as a grid, also written to a path, and what they cost.
+    """Reports images as a grid, which is also written to a path.
 
     Args:
       step: steps done.
       path: of a PNG file.
       draw: function () -> uint8 [N, H, W, C], or None for no images. Not
-        called where this process does not report.
+        called if this process does not report.
     """
     started = time.monotonic()
     images = draw() if self._sinks else None
@@ -68,7 +62,7 @@ class Writers:
 
 
 class _JsonLines:
-  """One JSON object a line. Floats are written so that they read back equal."""
+  """One JSON object per line. Floats read back equal."""
 
   def __init__(self, path, first_step):
     if tf.io.gfile.exists(path):
@@ -83,9 +77,6 @@ class _JsonLines:
       self._file.write(json.dumps({'step': step, **metrics}) + '\n')
       self._file.flush()
 
-  def progress(self, step):
-    pass
-
   def images(self, step, images, seconds):
     pass
 
@@ -98,15 +89,15 @@ def _up_to(lines, last_step):
   for line in lines:
     try:
       step = json.loads(line)['step']
-    except ValueError:  # A line that a crash cut short is the last one.
+    except ValueError:  # A crash cut the last line short.
       return
     if step <= last_step and line.endswith('\n'):
       yield line
 
 
 class TensorBoard:
-  """Summaries. `tf.summary.scalar` and `image` need TensorBoard to write what
-  they write; only who looks at it should need it."""
+  """Summaries. `tf.summary.scalar` and `image` need the package tensorboard to
+  write; here only viewing needs it."""
 
   def __init__(self, directory):
     self._writer = tf.summary.create_file_writer(directory)
@@ -116,9 +107,6 @@ class TensorBoard:
       for name, value in metrics.items():
         value = tf.constant(value, tf.float32)
         tf.summary.write(name, value, metadata=_metadata('scalars', 'SCALAR'))
-
-  def progress(self, step):
-    pass
 
   def images(self, step, images, seconds):
     self.scalars(step, {'sample_seconds': seconds})
@@ -135,7 +123,7 @@ class TensorBoard:
 
 
 def _metadata(plugin, data_class):
-  """What tells TensorBoard which of its plugins shows a tensor."""
+  """Tells TensorBoard which of its plugins shows a tensor."""
   metadata = tf.compat.v1.SummaryMetadata()
   metadata.plugin_data.plugin_name = plugin
   data_classes = type(metadata).DESCRIPTOR.fields_by_name['data_class']
@@ -144,47 +132,26 @@ def _metadata(plugin, data_class):
   return metadata
 
 
-class _Bar:
-  """A progress bar, for a terminal."""
+class _Terminal:
+  """A progress bar, or log lines if there is no terminal."""
 
   def __init__(self, first_step, num_steps):
-    self._bar = tqdm.tqdm(
-        total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
+    self._progress = progress.Progress(
+        num_steps, unit='step', done=first_step, line='step {done}'
     )
 
   def scalars(self, step, metrics):
-    self._bar.set_postfix(
-        loss=f'{metrics["loss"]:.4f}',
-        img_s=f'{metrics["images_per_second"]:.0f}',
-        refresh=False,
+    self._progress.update(
+        step,
+        f'loss {metrics["loss"]:.4f}'
+        f'  {metrics["images_per_second"]:.1f} images/s',
     )
 
-  def progress(self, step):
-    self._bar.update(step - self._bar.n)
-
   def images(self, step, images, seconds):
-    pass
+    if not self._progress.is_bar:
+      logging.info(
+          'step %d  drew %d images in %.1f s', step, len(images), seconds
+      )
 
   def close(self):
-    self._bar.close()
-
-
-class _Lines:
-  """Plain lines, for a log."""
-
-  def scalars(self, step, metrics):
-    logging.info(
-        'step %d  loss %.4f  %.1f images/s',
-        step, metrics['loss'], metrics['images_per_second'],
-    )  # fmt: skip
-
-  def progress(self, step):
-    pass
-
-  def images(self, step, images, seconds):
-    logging.info(
-        'step %d  drew %d images in %.1f s', step, len(images), seconds
-    )
-
-  def close(self):
-    pass
+    self._progress.close()

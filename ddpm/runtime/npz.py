@@ -22,7 +22,11 @@ def write(path, arrays):
 
 
 def read(path):
-  """The arrays of an .npz file, or a UserError that it is damaged."""
+  """The arrays of an .npz file.
+
+  Raises:
+    UserError: it is damaged.
+  """
   try:
     with tf.io.gfile.GFile(path, 'rb') as f:
       return dict(np.load(io.BytesIO(f.read())))
@@ -31,12 +35,12 @@ def read(path):
 
 
 def write_blocks(path, columns, *, rows):
-  """Writes a compressed .npz, whole or not at all, a block in memory at a time.
+  """Writes a compressed .npz, whole or not at all, one block in memory.
 
   Args:
-    path: of the file, or a bucket's.
+    path: local or in a bucket.
     columns: dict of each array's blocks, an iterable of NumPy arrays [n, ...].
-    rows: of each array, all its blocks together.
+    rows: of each array.
 
   Raises:
     UserError: it cannot be written.
@@ -62,9 +66,10 @@ def write_blocks(path, columns, *, rows):
 
 
 class _Stream:
-  """What zipfile takes for a file that cannot be gone back in.
+  """A file that zipfile does not seek in.
 
-  TensorFlow's files cannot, and say so with an error that zipfile lets through.
+  TensorFlow's files cannot seek when writing, and raise an error that zipfile
+  does not expect.
   """
 
   def __init__(self, file):
@@ -78,20 +83,68 @@ class _Stream:
     self._file.flush()
 
 
+class ArrayReader:
+  """One array of an .npz archive, read a block of rows at a time.
+
+  The array is streamed, not kept: reading backwards starts again.
+
+  Attributes:
+    shape: of the array.
+    dtype: of the array.
+
+  Args:
+    archive: `zipfile.ZipFile`.
+    name: of the array.
+
+  Raises:
+    ValueError, OSError, zipfile.BadZipFile: no such array, or it is damaged;
+      so does `read`.
+  """
+
+  def __init__(self, archive, name):
+    self._archive = archive
+    self._name = name
+    self._open()
+
+  def _open(self):
+    self._entry = self._archive.open(f'{self._name}.npy')
+    version = np.lib.format.read_magic(self._entry)
+    if version == (1, 0):
+      header = np.lib.format.read_array_header_1_0(self._entry)
+    else:
+      header = np.lib.format.read_array_header_2_0(self._entry)
+    self.shape, is_fortran, self.dtype = header
+    if is_fortran:
+      raise ValueError('its array is in Fortran order')
+    self._at = 0
+
+  def read(self, start, stop):
+    """Rows start to stop - 1, fewer at the end."""
+    if start < self._at:
+      self._open()
+    row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+    if start > self._at:
+      self._entry.seek((start - self._at) * row_bytes, io.SEEK_CUR)
+    stop = min(stop, self.shape[0])
+    data = self._entry.read((stop - start) * row_bytes)
+    self._at = stop
+    return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+
 def read_blocks(path, name, *, rows):
-  """Yields one array of what `write_blocks` wrote, so many rows at a time."""
+  """Yields an array of an .npz file in blocks of `rows` rows.
+
+  Raises:
+    UserError: the file is damaged.
+  """
   try:
     with (
         tf.io.gfile.GFile(path, 'rb') as f,
         zipfile.ZipFile(f) as archive,
-        archive.open(f'{name}.npy') as entry,
     ):
-      np.lib.format.read_magic(entry)
-      shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
-      row_bytes = math.prod(shape[1:]) * dtype.itemsize
-      for first in range(0, shape[0], rows):
-        data = entry.read(min(rows, shape[0] - first) * row_bytes)
-        yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+      array = ArrayReader(archive, name)
+      for first in range(0, array.shape[0], rows):
+        yield array.read(first, first + rows)
   except (OSError, EOFError, KeyError, ValueError, zlib.error,
           zipfile.BadZipFile) as e:  # fmt: skip
     raise UserError(f'{path} is damaged: delete it, and run again') from e

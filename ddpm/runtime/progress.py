@@ -5,45 +5,70 @@ import time
 from absl import logging
 import tqdm
 
+from ddpm.runtime import words
+
 LOG_SECONDS = 10
 
 
 class Progress:
-  """How far it is: a bar on a terminal, else a line now and then."""
+  """How far it is: a bar on a terminal, elsewhere log lines.
 
-  def __init__(self, done, total):
-    self._done = done
+  Args:
+    total: units of work.
+    unit: 'step' or 'image', for the bar.
+    done: units done before this start.
+    line: format of a log line's beginning, of `done` and `total`.
+  """
+
+  def __init__(self, total, *, unit, done=0, line='{done} of {total}'):
     self._total = total
-    # When the first batch was done, which takes compiling, and where it was.
-    self._start = None
-    # None: silent where there is no terminal.
+    self._unit = unit
+    self._line = line
+    # Time and units when the first update came: what came before includes
+    # compiling.
+    self._first = None
+    self._logged_at = 0.0
     self._bar = tqdm.tqdm(
-        total=total, initial=done, unit='image', disable=None,
-        dynamic_ncols=True,
+        total=total, initial=done, unit=unit, dynamic_ncols=True,
+        disable=None,  # Silent if stderr is not a terminal.
     )  # fmt: skip
 
-  def add(self, number):
-    self._done += number
-    self._bar.update(number)
+  @property
+  def is_bar(self):
+    """Whether it is a bar, which other output would tear."""
+    return not self._bar.disable
+
+  def update(self, done, note=None):
+    """Says that so many units are done.
+
+    Args:
+      done: units.
+      note: what else to show, 'loss 0.1234'. A log line is written for each
+        note; without one, every 10 seconds, with the speed.
+    """
     now = time.monotonic()
-    if self._start is None:
-      self._start = now, self._done
-    elif self._bar.disable:
-      started, first = self._start
-      rate = (self._done - first) / (now - started)
-      logging.log_every_n_seconds(
-          logging.INFO, '%d of %d images, %.1f images/s, %s left', LOG_SECONDS,
-          self._done, self._total, rate,
-          duration((self._total - self._done) / rate),
-      )  # fmt: skip
+    if self._first is None:
+      self._first = now, done
+    if self.is_bar:
+      self._bar.update(done - self._bar.n)
+      if note:
+        self._bar.set_postfix_str(note, refresh=False)
+      return
+    if note is None and now - self._logged_at < LOG_SECONDS:
+      return
+    began, first = self._first
+    rate = (done - first) / (now - began) if done > first else None
+    parts = [self._line.format(done=done, total=self._total)]
+    if note:
+      parts.append(note)
+    elif rate is None:
+      return
+    else:
+      parts.append(f'{rate:.1f} {self._unit}s/s')
+    if rate:
+      parts.append(f'{words.duration((self._total - done) / rate)} left')
+    logging.info('%s', '  '.join(parts))
+    self._logged_at = now
 
   def close(self):
     self._bar.close()
-
-
-def duration(seconds):
-  """A time in words: '40 s', '12 min', '1 h 13 min'."""
-  if round(seconds) < 60:
-    return f'{seconds:.0f} s'
-  hours, minutes = divmod(round(seconds / 60), 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min'

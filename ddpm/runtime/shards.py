@@ -1,38 +1,37 @@
-"""Rows that were dear to compute, kept on disk: drawn images, features."""
+"""Expensive rows, cached in shards: drawn images, features."""
 
 import os
 import re
-import time
 
-from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import npz
 from ddpm.runtime import progress
 
-# Rows of a file. A process that is killed loses no more than these.
+# Rows per file: the most that a killed process loses.
 ROWS = 512
 
 
 class Shards:
   """Rows 0 to N - 1 of some arrays, in files of ROWS rows.
 
-  A file is written whole or not at all, and its rows depend on their numbers
-  alone, so that work which was killed goes on at the first file that is
-  missing. Only one file is in memory at a time.
+  A file is written whole or not at all, and its rows depend only on their
+  numbers, so that killed work resumes at the first missing file. Only one file
+  is in memory at a time.
 
   Args:
     directory: of the files.
     make: (start, stop) -> dict of arrays [stop - start, ...], the rows.
     total: N.
-    what: the rows are, for the log, while they are made.
+    name: of the rows, for the log while they are made.
   """
 
-  def __init__(self, directory, make, *, total, what):
+  def __init__(self, directory, make, *, total, name):
     self._directory = directory
     self._make = make
     self._total = total
-    self._what = what
+    self._name = name
+    self._progress = None
 
   def read(self, start, stop):
     """Yields the rows from start to stop, a file at a time: dicts of arrays.
@@ -44,20 +43,25 @@ class Shards:
       last = min(first + ROWS, self._total)
       arrays = self._load(first, last)
       if arrays is None:
-        started = time.monotonic()
         arrays = self.make(first, last)
-        logging.log_every_n_seconds(
-            logging.INFO, '%s: %d of %d, %.1f a second', progress.LOG_SECONDS,
-            self._what, last, self._total,
-            (last - first) / (time.monotonic() - started),
-        )  # fmt: skip
+        self._show_progress(last)
       yield {
           name: array[max(start - first, 0) : stop - first]
           for name, array in arrays.items()
       }
 
+  def _show_progress(self, done):
+    if self._progress is None:
+      self._progress = progress.Progress(
+          self._total, unit='row', done=done,
+          line=self._name + ': {done} of {total}',
+      )  # fmt: skip
+    self._progress.update(done)
+    if done == self._total:
+      self._progress.close()
+
   def column(self, name, start, stop):
-    """One array's rows, to be walked through any number of times."""
+    """One array's rows, as an iterable of blocks."""
     return _Column(self, name, start, stop)
 
   def files(self):
@@ -68,14 +72,14 @@ class Shards:
     ]
 
   def missing(self):
-    """Those of `files` that are not there yet."""
-    there = {}
+    """Those of `files` that do not exist yet."""
+    found = {}
     if tf.io.gfile.isdir(self._directory):
       for name in tf.io.gfile.listdir(self._directory):
         if match := re.fullmatch(r'rows_(\d+)_(\d+)\.npz', name):
           first, last = map(int, match.groups())
-          there[first] = max(last, there.get(first, 0))
-    return [rows for rows in self.files() if there.get(rows[0], 0) < rows[1]]
+          found[first] = max(last, found.get(first, 0))
+    return [rows for rows in self.files() if found.get(rows[0], 0) < rows[1]]
 
   def make(self, first, last):
     """Makes one of `files`, and returns its arrays.
@@ -92,7 +96,7 @@ class Shards:
     """The file of some rows, which may hold more of them, or None."""
     if not tf.io.gfile.isdir(self._directory):
       return None
-    # A listing, since a name says how many rows there are.
+    # The name says how many rows the file has.
     pattern = os.path.join(self._directory, f'rows_{first:09d}_*.npz')
     for path in tf.io.gfile.glob(pattern):
       match = re.search(r'_(\d+)\.npz$', path)
@@ -102,12 +106,12 @@ class Shards:
 
 
 class _Column:
-  def __init__(self, parts, name, start, stop):
-    self._parts = parts
+  def __init__(self, shards, name, start, stop):
+    self._shards = shards
     self._name = name
     self._start = start
     self._stop = stop
 
   def __iter__(self):
-    for arrays in self._parts.read(self._start, self._stop):
+    for arrays in self._shards.read(self._start, self._stop):
       yield arrays[self._name]

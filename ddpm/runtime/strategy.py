@@ -1,13 +1,13 @@
-"""From a name in the config to a `tf.distribute.Strategy`."""
+"""Makes the `tf.distribute.Strategy` of a config."""
 
 import contextlib
-import json
 import os
 import re
 
 from absl import logging
 import tensorflow as tf
 
+from ddpm.runtime import cluster
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
@@ -16,13 +16,13 @@ STRATEGIES = ('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 
 
 def make_strategy(name, *, virtual_devices=0):
-  """Makes the strategy. To be called before TensorFlow does anything else.
+  """Makes the strategy. Call it before TensorFlow does anything else.
 
   Args:
-    name: one of STRATEGIES. 'auto' is multi_worker where TF_CONFIG names
-      several workers, tpu where TPU_NAME is set, else mirrored over all GPUs
-      (or virtual devices), else one_device.
-    virtual_devices: split the CPU in this many devices, to try a topology
+    name: one of STRATEGIES. 'auto' is multi_worker if TF_CONFIG names several
+      processes, tpu if TPU_NAME is set, else mirrored over several GPUs (or
+      virtual devices), else one_device.
+    virtual_devices: split the CPU into this many devices, to try a topology
       without its hardware; 0 for no split.
 
   Returns:
@@ -42,7 +42,8 @@ def make_strategy(name, *, virtual_devices=0):
     devices = [f'GPU:{i}' for i in range(len(gpus))]
 
   if name == 'auto':
-    if len(_cluster().get('worker', [])) > 1:
+    found = cluster.read()
+    if found and len(found.tasks) > 1:
       name = 'multi_worker'
     elif 'TPU_NAME' in os.environ:
       name = 'tpu'
@@ -73,10 +74,10 @@ def is_chief(strategy):
 
 
 def check_agreement(strategy, step):
-  """Makes sure that all workers start at the same step.
+  """Checks that all workers start at the same step.
 
   Raises:
-    UserError: they do not, so they do not see the same workdir.
+    UserError: they do not, so they do not share a workdir.
   """
   if not _has_several_processes(strategy):
     return
@@ -88,19 +89,19 @@ def check_agreement(strategy, step):
   if len(steps) > 1:
     raise UserError(
         f'the workers found checkpoints of different steps ({steps[0]} to'
-        f' {steps[-1]}): --workdir must be one folder that all of them share'
+        f' {steps[-1]}): --workdir must be a folder that all of them share'
     )
 
 
 @contextlib.contextmanager
 def watching_workers(strategy):
-  """Ends the process in order where another worker is gone.
+  """Exits cleanly when another worker dies.
 
-  TensorFlow's coordination service hears the heartbeats of all workers, and
-  aborts collectives some 10 s after the last one.
+  TensorFlow's coordination service receives the heartbeats of all workers, and
+  aborts collectives about 10 s after a worker's last one.
 
   Raises:
-    Interrupted: which worker it is.
+    Interrupted: names that worker.
   """
   try:
     yield
@@ -111,8 +112,8 @@ def watching_workers(strategy):
     ):
       raise
     raise Interrupted(
-        f'{_lost_worker(strategy, e.message)} is gone; see its log. The same'
-        ' command, on all workers, goes on from the last checkpoint'
+        f'{_lost_worker(strategy, e.message)} has exited; see its log. Rerun'
+        ' the command on all workers to resume from the last checkpoint'
     ) from e
 
 
@@ -121,32 +122,25 @@ def _has_several_processes(strategy):
 
 
 def _lost_worker(strategy, message):
-  """Name and address of the worker that an error of a collective is about."""
-  cluster = strategy.cluster_resolver.cluster_spec()
+  """Name and address of the worker that a collective's error is about."""
+  spec = strategy.cluster_resolver.cluster_spec()
   if match := re.search(r'/job:(\w+)/(?:replica:\d+/)?task:(\d+)', message):
     job, task = match[1], int(match[2])
   else:
-    # No heartbeat reached the leader, who would know of the others.
-    job, task = 'chief' if 'chief' in cluster.jobs else 'worker', 0
-  return f'{job} {task} ({cluster.task_address(job, task)})'
-
-
-def _cluster():
-  try:
-    return json.loads(os.environ.get('TF_CONFIG', '{}')).get('cluster', {})
-  except ValueError as e:
-    raise UserError(f'TF_CONFIG is not JSON: {e}') from e
+    # The leader, which would know of the others, has exited itself.
+    job, task = 'chief' if 'chief' in spec.jobs else 'worker', 0
+  return f'{job} {task} ({spec.task_address(job, task)})'
 
 
 def _multi_worker(gpus):
-  cluster = _cluster()
-  if not cluster:
+  found = cluster.read()
+  if not found:
     raise UserError(
         'distribute.strategy is multi_worker, but TF_CONFIG does not name the'
         ' workers: start them with launch/multi_worker.sh'
     )
-  addresses = [a for job in cluster.values() for a in job]
-  logging.info('waiting for all workers: %s', ', '.join(addresses))
+  addresses = ', '.join(address for _, address in found.tasks)
+  logging.info('waiting for all workers: %s', addresses)
   implementation = (
       tf.distribute.experimental.CommunicationImplementation.NCCL
       if gpus
@@ -167,7 +161,7 @@ def _multi_worker(gpus):
 
 
 def _tpu():
-  # On a TPU VM that is not part of a slice the TPU is this machine's own.
+  # A TPU VM that is not part of a slice has a TPU of its own.
   name = os.environ.get('TPU_NAME', 'local')
   try:
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
@@ -186,14 +180,14 @@ def _tpu():
 def local_strategy(rows=None, *, virtual_devices=0):
   """All devices of this machine, whatever a run was trained on.
 
-  Without GPUs each core is a device, with one thread, if there are rows for
-  all of them: threads that share in one small convolution wait for each other.
+  Without GPUs each core is a device with one thread, if there are rows for all
+  of them: threads that share a small convolution wait for one another.
 
-  To be called before TensorFlow does anything else, and without TF_CONFIG.
+  Call it before TensorFlow does anything else, and without TF_CONFIG.
 
   Args:
-    rows: number of rows that are to be computed; None for many.
-    virtual_devices: split the CPU in so many; 0 for a device a core.
+    rows: number of rows to compute; None for many.
+    virtual_devices: split the CPU into this many; 0 for one per core.
   """
   cores = _cores()
   if not (

@@ -63,9 +63,9 @@ class Job:
     self._hosts = hosts
     self._directory = os.path.join(outdir, 'parts')
     self._parts = shards.Shards(
-        self._directory, self._draw_part, total=self.total, what='images'
+        self._directory, self._draw_part, total=self.total, name='images'
     )
-    self._progress = None
+    self._progress, self._done = None, 0
     begun = tf.io.gfile.glob(os.path.join(self._directory, 'job_*.json'))
     for path in [self._path('manifest.json'), *begun]:
       self._check_same(path)
@@ -90,7 +90,10 @@ class Job:
     total, left = _rows(share), _rows(missing)
     if left < total:
       logging.info('%d of %d images are drawn already', total - left, total)
-    self._progress = progress.Progress(total - left, total)
+    self._done = total - left
+    self._progress = progress.Progress(
+        total, unit='image', done=self._done, line='{done} of {total} images'
+    )
     for first, last in missing:
       self._parts.make(first, last)
     self._progress.close()
@@ -152,7 +155,8 @@ class Job:
     batches = []
     for batch in self._draw_batches(**columns):
       batches.append(batch)
-      self._progress.add(len(batch))
+      self._done += len(batch)
+      self._progress.update(self._done)
     images = np.concatenate(batches)
     if images.ndim == 4:
       return {'images': images}

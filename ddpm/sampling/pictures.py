@@ -8,6 +8,7 @@ from PIL import ImageOps
 import tensorflow as tf
 
 from ddpm.runtime import files
+from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
@@ -61,8 +62,9 @@ def read_mask(path, picture_path, shape):
   mask, picture = _open(path), _open(picture_path)
   if mask.size != picture.size:
     raise UserError(
-        f'{path} is {_by(mask)} pixels, but {picture_path} is {_by(picture)}:'
-        ' a mask has the size of its picture'
+        f'{path} is {words.dimensions(mask.size)} pixels, but {picture_path} is'
+        f' {words.dimensions(picture.size)}: a mask needs the size of its'
+        ' picture'
     )
   height, width, _ = shape
   mask = ImageOps.fit(
@@ -107,7 +109,3 @@ def _open(path):
   except (OSError, SyntaxError, ValueError,
           Image.DecompressionBombError) as e:  # fmt: skip
     raise UserError(f'{path} is not a picture that can be read') from e
-
-
-def _by(picture):
-  return ' x '.join(map(str, picture.size))

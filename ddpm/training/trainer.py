@@ -80,7 +80,6 @@ def _train(config, workdir, strategy, stop, chief):
   stopped = False
   while step < num_steps and not stopped:
     step, stopped, metrics = trainer.run_until(next_event(step, config.train))
-    log.progress(step)
     checkpoints.raise_errors()
     if _due(step, config.train.log_every_steps):
       metrics['images_per_second'] = trainer.throughput.lap(step)

@@ -1,0 +1,14 @@
+"""Quantities in words, for messages."""
+
+
+def duration(seconds):
+  """A time: '40 s', '12 min', '1 h 13 min'."""
+  if round(seconds) < 60:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min'
+
+
+def dimensions(shape):
+  """A shape or size: '28 x 28 x 1'."""
+  return ' x '.join(map(str, shape))
