@@ -1,1 +1,1 @@
-"""The experiments: each file is one, and `default.py` names every knob."""
+"""Experiments, one per file; `default.py` has all settings."""

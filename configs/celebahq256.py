@@ -2,12 +2,12 @@
 
   python -m ddpm.main --config=configs/celebahq256.py --workdir=runs/celebahq256
 
-tensorflow-datasets wants the images put in place by hand (celeb_a_hq/256); they
+tensorflow-datasets needs a manual download of the images (celeb_a_hq/256); they
 take 5.5 GiB of the host's memory.
 
-Hardware of the paper: TPU v3-8, 2.2 steps/s, so 63 hours for 500,000 steps.
-It shows samples and gives no score.
-Here: not measured. Where memory is short: --config.train.remat, or
+The paper: TPU v3-8, 2.2 steps/s, so 63 hours for 500,000 steps. It shows
+samples but no score.
+Here: not measured. If memory is short: --config.train.remat, or
 --config.train.accumulation_steps=2.
 """
 

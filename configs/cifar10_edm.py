@@ -1,14 +1,13 @@
-"""CIFAR-10 as in Karras et al. 2022, "EDM": DDPM++ and their preconditioning.
+"""CIFAR-10 as in Karras et al. 2022, "EDM": DDPM++ with preconditioning.
 
   python -m ddpm.main --config=configs/cifar10_edm.py --workdir=runs/edm
   python -m ddpm.main --config=configs/cifar10_edm.py:conditional --workdir=DIR
 
-Their results with non-leaky augmentation, which is not built here: FID 1.97,
-and 1.79 with classes, by the 18 steps of Heun's method that this config draws
-with. Without it images are only flipped, and theirs are worse: do not expect
-those.
+The paper: FID 1.97, and 1.79 with classes, from 18 steps of Heun's method, as
+set here. That is with non-leaky augmentation, which is not implemented here;
+with flips alone the paper's own scores are worse.
 
-200 million images, 390,625 steps of 512; theirs took 2 days on 8 V100 GPUs.
+200 million images, 390,625 steps of 512; the paper: 2 days on 8 V100 GPUs.
 Here: not measured.
 """
 
@@ -16,12 +15,14 @@ from absl import flags
 
 from configs import default
 
-_IMAGES = 512  # in a step
+_IMAGES = 512  # Per step.
 
 
 def get_config(variant='unconditional'):
   if variant not in ('unconditional', 'conditional'):
-    raise flags.Error(f'variant is {variant!r}, expected conditional or none')
+    raise flags.Error(
+        f'variant is {variant!r}, expected unconditional or conditional'
+    )
   config = default.get_config()
 
   config.data.name = 'tfds:cifar10'
@@ -41,7 +42,7 @@ def get_config(variant='unconditional'):
   config.diffusion.variance = 'fixedsmall'
 
   config.optimizer.learning_rate = 1e-3
-  # Over 10 million images.
+  # 10 million images.
   config.optimizer.warmup_steps = 10_000_000 // _IMAGES
   config.optimizer.clip_norm = 0.0
 

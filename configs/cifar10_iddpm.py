@@ -3,14 +3,14 @@
   python -m ddpm.main --config=configs/cifar10_iddpm.py --workdir=runs/iddpm
   python -m ddpm.main --config=configs/cifar10_iddpm.py:vlb --workdir=runs/vlb
 
-The first line trains with the hybrid loss, for images: FID 3.19 in the paper
-(ddpm.evaluate --sampler=ancestral --num_samples=50000; grids are drawn by a
-quicker sampler).
-The second with the bound and importance sampling, for likelihood: 2.94 bits a
-dimension (ddpm.evaluate --metrics=bpd).
+The first command trains with the hybrid loss, for image quality: FID 3.19 in
+the paper (ddpm.evaluate --sampler=ancestral --num_samples=50000; grids use a
+faster sampler).
+The second trains on the bound with importance sampling, for likelihood: 2.94
+bits per dimension in the paper (ddpm.evaluate --metrics=bpd).
 
-The paper's 500,000 steps of 128 images, whose hardware it does not name. As in
-its code there is no flip, no clip and no warm-up.
+500,000 steps of 128 images, as in the paper, which does not state its hardware.
+As in its code there is no flip, no clipping and no warm-up.
 Here: not measured.
 """
 

@@ -1,8 +1,8 @@
-"""Every knob there is, at the values of Ho et al. 2020 for CIFAR-10.
+"""All settings, with the values of Ho et al. 2020 for CIFAR-10.
 
-They stand in ddpm/run/defaults.py, where old runs find the ones that they
-lack. Not meant to be run: each other file here overrides only what differs,
-and opens with its command, hardware, time and result.
+They are defined in ddpm/run/defaults.py, which also supplies settings that old
+runs lack. Do not run this file: the other files here override what differs, and
+start with their command, hardware, time and result.
 """
 
 from ddpm.run.defaults import get_config

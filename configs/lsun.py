@@ -5,14 +5,13 @@
   python -m ddpm.main --config=configs/lsun.py:cat --workdir=runs/cat
 
 Church (the default) has 126,227 images, bedroom 3,033,042, cat 1,657,266. They
-are kept in the host's memory: 23, 555 and 303 GiB. A smaller machine can take a
-part of them, --config.data.split='train[:10%]'.
+are kept in the host's memory: 23, 555 and 303 GiB. On a smaller machine use a
+part of them: --config.data.split='train[:10%]'.
 
-Hardware of the paper: TPU v3-8, 2.2 steps/s, so 152, 303 and 227 hours for
-1,200,000, 2,400,000 and 1,800,000 steps. Its results: FID 7.89, 6.36 and 19.75
-from 50,000 ancestral samples (ddpm.evaluate --sampler=ancestral
---num_samples=50000).
-Here: not measured. Where memory is short: --config.train.remat, or
+The paper: TPU v3-8, 2.2 steps/s, so 152, 303 and 227 hours for 1,200,000,
+2,400,000 and 1,800,000 steps; FID 7.89, 6.36 and 19.75 from 50,000 ancestral
+samples (ddpm.evaluate --sampler=ancestral --num_samples=50000).
+Here: not measured. If memory is short: --config.train.remat, or
 --config.train.accumulation_steps=2.
 """
 
@@ -20,7 +19,7 @@ from absl import flags
 
 from configs import celebahq256
 
-# Data set and steps of each.
+# TFDS name and number of steps.
 _SETS = {
     'church': ('church_outdoor', 1_200_000),
     'bedroom': ('bedroom', 2_400_000),
@@ -35,6 +34,6 @@ def get_config(name='church'):
   config = celebahq256.get_config()
   data_set, config.train.num_steps = _SETS[name]
   config.data.name = f'tfds:lsun/{data_set}'
-  # Alone among Ho's data sets, cats are not mirrored.
+  # Of Ho's data sets only cat is not mirrored.
   config.data.random_flip = name != 'cat'
   return config

@@ -3,7 +3,7 @@
   python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
 
 On 2 cores of an AMD EPYC, 2026-11-25: 5 minutes from start to grid.png, 703,076
-parameters. fd_mnist@2000 against all of MNIST is 36.8, of a run under XLA; real
+parameters. fd_mnist@2000 against all of MNIST is 36.8, for a run with XLA; real
 digits get 1.22.
 """
 
@@ -13,7 +13,7 @@ from configs import default
 def get_config():
   config = default.get_config()
 
-  # Costs nothing on a CPU (measured).
+  # No cost on a CPU (measured).
   config.deterministic = True
 
   config.data.name = 'mnist5k'
@@ -48,7 +48,7 @@ def get_config():
   config.train.sample_every_steps = 600
   config.train.keep_every_steps = 0
 
-  # Where the few steps go that these digits need (measured).
+  # Best noise levels for few steps on these digits (measured).
   config.sample.sigma_min = 0.03
   config.sample.sigma_max = 30.0
   config.sample.rho = 2.0

@@ -1,9 +1,9 @@
-"""The config that a workdir has: to train on what ddpm.convert made, say.
+"""A workdir's own config, for example to train on from ddpm.convert's output.
 
   python -m ddpm.main --config=configs/workdir.py:runs/cat --workdir=runs/cat
 
-What defines the trajectory of a run is settled there; all else may change, as
-with --config.train.num_steps=900_000. Hardware, time and result: the run's.
+Settings that define a run's trajectory are fixed; others may change, such as
+--config.train.num_steps=900_000. Hardware, time and result depend on the run.
 """
 
 from absl import flags
@@ -16,11 +16,11 @@ def get_config(workdir=''):
   try:
     config = config_lib.load(workdir)
   except UserError as e:
-    # What ml_collections passes on as it is.
+    # ml_collections passes this error through unchanged.
     raise flags.Error(str(e)) from e
   if config is None:
     raise flags.Error(
-        f'--config: {workdir!r} has no config.json, expected a run, as in'
+        f'--config: {workdir!r} has no config.json, expected a workdir, as in'
         ' configs/workdir.py:runs/cat'
     )
   return config

@@ -58,7 +58,7 @@ def test_moments_without_a_part():
   _assert_same(whole.without(part), rest)
   _assert_same(whole.without(rest), part)
   _assert_same(whole, _moments(x))
-  with pytest.raises(ValueError, match='300 rows are to be taken out'):
+  with pytest.raises(ValueError, match='cannot remove 300 rows'):
     whole.without(whole)
 
 
@@ -332,8 +332,8 @@ def test_refuses():
     for bad, message in (
         ([], 'no rows'),
         (nan, 'values that are not finite'),
-        (wide, 'rows of .* dimensions, expected equal numbers'),
-        ([*ok, *wide], 'rows of .* dimensions, expected equal numbers'),
+        (wide, 'rows have .* dimensions, expected equal numbers'),
+        ([*ok, *wide], 'rows have .* dimensions, expected equal numbers'),
         ([np.zeros([3])], r'a block has shape \(3,\), expected \[n, D\]'),
         ([np.zeros([0, 3])], r'a block has shape \(0, 3\)'),
     ):
@@ -342,7 +342,7 @@ def test_refuses():
       with pytest.raises(ValueError, match=message):
         function(ok, bad)
   for function in (distances.prdc, distances.nearest):
-    with pytest.raises(ValueError, match='can be walked only once'):
+    with pytest.raises(ValueError, match='can be iterated only once'):
       function(ok, iter(ok))
   with pytest.raises(ValueError, match='5 rows, expected more than k = 5'):
     distances.prdc(ok, [ok[0][:5]])
@@ -355,13 +355,13 @@ def test_refuses():
 
   moments = _moments(ok[0])
   for function in (moments.merge, moments.without):
-    with pytest.raises(ValueError, match='rows of 3 and of 4 dimensions'):
+    with pytest.raises(ValueError, match='rows have 3 and 4 dimensions'):
       function(_moments(wide[0]))
-  with pytest.raises(ValueError, match='rows of 3 and of 4 dimensions'):
+  with pytest.raises(ValueError, match='rows have 3 and 4 dimensions'):
     moments.add(wide[0])
   with pytest.raises(ValueError, match='not finite'):
     moments.add(nan[0])
-  with pytest.raises(ValueError, match='rows of 3 and of 4 dimensions'):
+  with pytest.raises(ValueError, match='rows have 3 and 4 dimensions'):
     distances.frechet(moments, _moments(wide[0]))
   with pytest.raises(ValueError, match='1 rows, expected at least 2'):
     distances.frechet(moments, _moments(ok[0][:1]))
@@ -374,5 +374,5 @@ def test_refuses():
   with pytest.raises(ValueError, match='splits is 10, expected 1 to 9'):
     distances.inception_score([p], 9)
   for bad in (2 * p, np.array([[-0.5, 1.5]])):
-    with pytest.raises(ValueError, match='negative, or do not add up to 1'):
+    with pytest.raises(ValueError, match='negative or do not sum to 1'):
       distances.inception_score([bad], len(bad), splits=1)

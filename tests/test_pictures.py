@@ -75,7 +75,7 @@ def test_refuses_pictures(tmp_path):
 def test_refuses_masks(tmp_path):
   picture = save(tmp_path / 'a.png', np.zeros([8, 8, 3]))
   mask = save(tmp_path / 'mask.png', np.full([4, 6], 255))
-  message = r'mask.png is 6 x 4 pixels, but .*a.png is 8 x 8: a mask has'
+  message = r'mask.png is 6 x 4 pixels, but .*a.png is 8 x 8: a mask needs'
   with pytest.raises(UserError, match=message):
     pictures.read_mask(mask, picture, (4, 4, 3))
   mask = save(tmp_path / 'mask.png', np.zeros([8, 8]))

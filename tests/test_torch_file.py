@@ -47,7 +47,7 @@ def test_no_part_of_a_file_passes_for_the_whole(name, tmp_path):
   for size in range(0, len(data), 7):
     path = tmp_path / 'short.pth'
     path.write_bytes(data[:size])
-    with pytest.raises(UserError, match='is not a whole state dict') as e:
+    with pytest.raises(UserError, match='not a complete PyTorch') as e:
       torch_file.read(path)
     assert '\n' not in str(e.value)
 
@@ -86,7 +86,7 @@ def _legacy(value):
         (_Calls(eval, '1'), r'asks for \w+.eval'),
         ({'w': _Calls(print, '1')}, r'asks for \w+.print'),
         ([1], 'holds a list'),
-        ({'epoch': 3}, "'epoch' in it is a int"),
+        ({'epoch': 3}, "its entry 'epoch' is a int"),
         ({'model': collections.OrderedDict()}, 'is a OrderedDict'),
     ),
 )
@@ -104,9 +104,9 @@ def test_runs_no_code_and_reads_no_other_value(
 @pytest.mark.parametrize(
     ('data', 'message'),
     (
-        (b'', 'begins as none'),
-        (b'\x89PNG', 'begins as none'),
-        (pickle.dumps(_Calls(os.mkdir, 'made')), 'begins as none'),
+        (b'', 'unknown file format'),
+        (b'\x89PNG', 'unknown file format'),
+        (pickle.dumps(_Calls(os.mkdir, 'made')), 'unknown file format'),
         (_zip({}, byteorder='big'), 'big-endian'),
         (_legacy({}).replace(b'\x88', b'\x89'), 'big-endian'),
     ),
@@ -125,7 +125,7 @@ def test_refuses_tensors_that_reach_out_of_their_storage(tmp_path):
   # K is BININT1; an offset follows the tuple (Q) of its storage.
   assert data.count(b'QK\x01') == 1
   path.write_bytes(data.replace(b'QK\x01', b'QK\x09'))
-  with pytest.raises(UserError, match='not a whole state dict'):
+  with pytest.raises(UserError, match='not a complete PyTorch'):
     torch_file.read(path)
 
 

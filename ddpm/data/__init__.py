@@ -1,1 +1,1 @@
-"""From a data set's name to the batches of a run."""
+"""Data sets and the batches of a run."""

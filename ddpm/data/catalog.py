@@ -1,4 +1,4 @@
-"""From a data set's name to its images."""
+"""Loads data sets by name."""
 
 import dataclasses
 import importlib.resources
@@ -15,8 +15,8 @@ class Images:
 
   Attributes:
     images: uint8 [N, H, W, C].
-    labels: int32 [N]; 0 where the data set has none.
-    num_classes: 0 where the data set has no labels.
+    labels: int32 [N]; all 0 if the data set has no labels.
+    num_classes: 0 if the data set has no labels.
   """
 
   images: np.ndarray
@@ -28,22 +28,23 @@ def load(name, *, data_dir, split, image_size):
   """Loads a data set.
 
   Args:
-    name: 'mnist5k', or 'tfds:NAME' with a name of tensorflow-datasets.
-    data_dir: where tensorflow-datasets keeps what it prepared.
-    split: 'train', 'test' or what TFDS takes, as 'train[:1000]'. mnist5k has
-      'train' alone.
-    image_size: height and width that the images shall have, in pixels.
+    name: 'mnist5k', or 'tfds:NAME' with a name from tensorflow-datasets.
+    data_dir: folder of prepared data sets of tensorflow-datasets.
+    split: 'train', 'test' or in TFDS notation, such as 'train[:1000]'. mnist5k
+      has only 'train'.
+    image_size: height and width of the images, in pixels.
 
   Returns:
     `Images`.
 
   Raises:
-    UserError: an unknown name, or data that is not there.
+    UserError: the name or split is unknown, the data is missing or cannot be
+      read, or mnist5k with an image_size other than 28.
   """
   if name == 'mnist5k':
     return _mnist5k(split, image_size)
   if name.startswith('tfds:'):
-    # Not imported before it is needed: it takes its time.
+    # Imported lazily, because the import is slow.
     from ddpm.data import tfds as tfds_images
 
     return Images(
@@ -61,12 +62,13 @@ def load(name, *, data_dir, split, image_size):
 
 
 def _mnist5k(split, image_size):
-  """5,000 digits that ship with the package; README.md there says whose."""
+  """5,000 digits that ship with the package; README.md has their origin."""
   if split != 'train':
     raise UserError(f'config: mnist5k has no split {split!r}, only train')
   if image_size != 28:
     raise UserError(
-        f'config: data.image_size is {image_size}, but mnist5k is 28 x 28'
+        f'config: data.image_size is {image_size}, but mnist5k is 28 x 28: set'
+        ' it to 28'
     )
   file = importlib.resources.files('ddpm.data') / 'mnist5k.npz'
   with file.open('rb') as f:

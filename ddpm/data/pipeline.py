@@ -1,9 +1,9 @@
 """The batches of a run.
 
-Which images make up step n's batch is a pure function of (seed, n): image
-number `i` of epoch `e` is element `index_shuffle(i, hash(seed, e))` of the
-data set. There is no shuffle buffer to fill, nothing to skip on a resume, and
-no smaller batch at the end of an epoch.
+The images of step n's batch are a pure function of (seed, n): image number
+`i` of epoch `e` is element `index_shuffle(i, hash(seed, e))` of the data set.
+There is no shuffle buffer to fill, nothing to skip on resume, and no partial
+batch at the end of an epoch.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from ddpm import rng
 
 
 def batch_indices(seed, step, positions, *, batch_size, num_images):
-  """Which images stand at some positions of a step's batch.
+  """Returns the images at given positions of a step's batch.
 
   Args:
     seed: integer.
@@ -27,10 +27,10 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
   """
   example = step * batch_size + positions
   epoch = example // num_images
-  # What `tf.random.experimental.index_shuffle` wraps, whose padding of seeds
-  # to the three words that the operation takes does not fit a batch of them.
-  # The words are hashed first, all three: where the first and the last are
-  # equal, as in (0, 0, 0), the operation's shuffle is the identity.
+  # The raw op takes a seed of three words per index. Its wrapper,
+  # `tf.random.experimental.index_shuffle`, cannot pad a batch of seeds to that.
+  # All three words are hashed: if the first and last are equal, as in
+  # (0, 0, 0), the op's shuffle is the identity.
   key = rng.fold_in(rng.key(seed), epoch)  # [b, 2]
   words = tf.concat([key, rng.fold_in(key, 0)[:, :1]], axis=-1)
   return tf.raw_ops.RandomIndexShuffle(
@@ -42,23 +42,24 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
 
 
 def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
-  """One worker's part of the batches of all steps, in blocks of steps.
+  """One worker's share of all batches, in blocks of steps.
 
   A block holds the batches of `steps_per_block` steps, so that they reach the
-  device in one transfer and a compiled loop can run over them. Block k begins
-  at step k * steps_per_block. Each element is one replica's part of a block.
+  device in one transfer and a compiled loop can run over them. Block k starts
+  at step k * steps_per_block. Each element is one replica's share of a block.
 
   Args:
     source: `Images`.
     seed: integer.
-    batch_size: images in the global batch, B, divisible by the replicas.
-    first_block: block to start at; costs nothing to get to.
-    steps_per_block: steps in a block, K.
+    batch_size: global batch size B, divisible by the number of replicas.
+    first_block: block to start at; earlier ones cost nothing.
+    steps_per_block: steps per block, K.
     context: `tf.distribute.InputContext`.
 
   Returns:
-    Endless `tf.data.Dataset` of dicts: image uint8 [K, b, H, W, C], label
-    int32 [K, b], position int64 [K, b] in the global batch.
+    Endless `tf.data.Dataset` of dicts, with b = B / replicas: image uint8
+    [K, b, H, W, C], label int32 [K, b], position int64 [K, b] in the global
+    batch.
   """
   b = batch_size // context.num_replicas_in_sync
   local_replicas = (
@@ -86,10 +87,10 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
         'position': tf.tile(positions[None], [steps_per_block, 1]),
     }
 
-  # As many elements as an int64 counts: longer than any run.
+  # Longer than any run.
   dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
   options = tf.data.Options()
-  # There is nothing to tune, and the end of a run may wait for the tuner's
-  # thread forever (seen with TensorFlow 2.21).
+  # There is nothing to tune, and the tuner's thread can hang the end of a run
+  # (seen with TensorFlow 2.21).
   options.autotune.enabled = False
   return dataset.map(part).prefetch(local_replicas).with_options(options)

@@ -11,26 +11,26 @@ import tensorflow_datasets as tfds
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# Images are kept in the host's memory; more than this share of it is refused.
+# The largest share of the host's memory that images may take.
 _MEMORY_SHARE = 0.5
 
 
 def load(name, *, data_dir, split, image_size):
-  """Loads a data set of tensorflow-datasets, downloading it where it can.
+  """Loads a data set, downloading it if it is missing.
 
   Args:
-    name: its name there, 'mnist' or 'cifar10'.
+    name: name in tensorflow-datasets, such as 'mnist' or 'cifar10'.
     data_dir: folder of prepared data sets.
-    split: in the notation of tensorflow-datasets.
+    split: in TFDS notation.
     image_size: height and width to crop and resize to, in pixels.
 
   Returns:
-    images uint8 [N, H, W, C], labels int32 [N], number of classes (0 for a
-    set without labels).
+    images uint8 [N, H, W, C], labels int32 [N], number of classes (0 without
+    labels).
 
   Raises:
-    UserError: an unknown name or split, a set that is not there and cannot be
-      downloaded, that has no images, or that does not fit in memory.
+    UserError: the name or split is unknown, or the data set cannot be
+      downloaded or read, has no images, or does not fit in memory.
   """
   try:
     builder = tfds.builder(name, data_dir=data_dir)
@@ -81,20 +81,20 @@ def load(name, *, data_dir, split, image_size):
 
 def _prepare(builder, name, data_dir):
   where = f'data set {name!r} is not prepared in {data_dir}'
-  # Without a network tensorflow-datasets tries for minutes: ask first. Behind
-  # a proxy there is no asking.
+  # Without a network tensorflow-datasets retries for minutes, so check first.
+  # Behind a proxy this check is not possible.
   try:
     if not urllib.request.getproxies():
       socket.create_connection(('storage.googleapis.com', 443), 5).close()
   except OSError as e:
     raise UserError(
         f'{where}, and there is no network to download it: set'
-        ' --config.data.data_dir to a folder that has it, or prepare it there'
-        f' on a machine with a network (tfds build {name})'
+        ' --config.data.data_dir to a folder that has it, or run tfds build'
+        f' {name} on a machine with a network'
     ) from e
   try:
     builder.download_and_prepare()
-  except Exception as e:  # Whatever a data set's own script raises.
+  except Exception as e:  # Data set scripts may raise anything.
     raise UserError(f'{where}, and preparing it failed: {reason(e)}') from e
 
 
@@ -102,10 +102,9 @@ def _check_memory(name, size):
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if size > _MEMORY_SHARE * total:
     raise UserError(
-        f'config: data set {name!r} takes {size / 2**30:.1f} GiB in memory,'
-        f' expected at most half of this machine ({total / 2**30:.1f} GiB):'
-        ' take a part of it (data.split=train[:10%]) or a smaller'
-        ' data.image_size'
+        f'config: data set {name!r} takes {size / 2**30:.1f} GiB of memory,'
+        f' expected at most half of the {total / 2**30:.1f} GiB here: use a'
+        ' part of it (data.split=train[:10%]) or a smaller data.image_size'
     )
 
 

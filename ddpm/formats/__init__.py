@@ -1,1 +1,1 @@
-"""Models from and to other libraries."""
+"""Converts models from and to other libraries."""

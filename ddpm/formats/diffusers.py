@@ -1,14 +1,14 @@
-"""Models from and to folders of Hugging Face's diffusers, without PyTorch.
+"""Reads and writes Hugging Face diffusers models, without PyTorch.
 
-A `DDPMPipeline` is a folder of
+A `DDPMPipeline` is a folder with
 
   model_index.json
-  scheduler/scheduler_config.json: arguments of a `DDPMScheduler`
-  unet/config.json: arguments of a `UNet2DModel`
+  scheduler/scheduler_config.json: arguments of `DDPMScheduler`
+  unet/config.json: arguments of `UNet2DModel`
   unet/diffusion_pytorch_model.safetensors: its weights
 
-(old ones have all in one folder), a `UNet2DModel` alone is what lies in unet/.
-What can be said in one of the two worlds alone is refused, by its field.
+Old pipelines have all files in one folder. A `UNet2DModel` alone has the
+contents of unet/. If only one side supports a field, the error names it.
 """
 
 import json
@@ -28,7 +28,7 @@ from ddpm.runtime.errors import UserError
 _VERSION = '0.42.1'
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
-# What a field is that a file leaves out: the defaults of diffusers 0.42.
+# Values of missing fields: the defaults of diffusers 0.42.
 _UNET_DEFAULTS = {
     '_class_name': 'UNet2DModel',
     'sample_size': None,
@@ -58,7 +58,7 @@ _UNET_DEFAULTS = {
     'add_attention': True,
     'class_embed_type': None,
     'num_class_embeds': None,
-    # Of the learned embedding of time alone.
+    # Used only by the learned time embedding.
     'num_train_timesteps': None,
 }
 _SCHEDULER_DEFAULTS = {
@@ -74,15 +74,15 @@ _SCHEDULER_DEFAULTS = {
     'thresholding': False,
     'clip_sample_range': 1.0,
     'rescale_betas_zero_snr': False,
-    # Of thresholding.
+    # Used only by thresholding.
     'dynamic_thresholding_ratio': 0.995,
     'sample_max_value': 1.0,
-    # How a sampler of fewer steps strides. Ours is 'linspace'.
+    # Spacing of timesteps when sampling with fewer steps. Ours is 'linspace'.
     'timestep_spacing': 'leading',
     'steps_offset': 0,
 }
 
-# Fields that may have no other values than these.
+# Fields with their only supported values.
 _UNET_FIXED = {
     '_class_name': ['UNet2DModel'],
     'time_embedding_type': ['positional'],
@@ -102,8 +102,8 @@ _SCHEDULER_FIXED = {
     'rescale_betas_zero_snr': [False],
 }
 
-# Values that both worlds have, theirs to ours. Of two names of one thing the
-# first is what is written.
+# Diffusers' values to ours. Of two names for one value, `save` writes the
+# first.
 _SCHEDULES = {'linear': 'linear', 'squaredcos_cap_v2': 'cosine'}
 _PREDICTIONS = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'}
 _VARIANCES = {
@@ -118,8 +118,8 @@ _ORDERS = {False: 'sin_cos', True: 'cos_sin'}
 _SCALE_SHIFTS = {'default': False, 'scale_shift': True}
 _RESAMPLES = {'conv': 'conv', 'resnet': 'block'}
 
-# Whether a block attends, and how it resamples: with attention, as the fields
-# downsample_type and upsample_type say.
+# Block type -> (has attention, resampling). None: the fields downsample_type
+# and upsample_type decide.
 _DOWN_BLOCKS = {
     'DownBlock2D': (False, 'conv'),
     'ResnetDownsampleBlock2D': (False, 'resnet'),
@@ -131,7 +131,7 @@ _UP_BLOCKS = {
     'AttnUpBlock2D': (True, None),
 }
 
-# Names of layers, ours to theirs, where they differ.
+# Layers whose names differ, ours to theirs.
 _LAYERS = {
     'time_dense1': 'time_embedding.linear_1',
     'time_dense2': 'time_embedding.linear_2',
@@ -157,7 +157,7 @@ _KINDS = {
     'bias': 'bias',
     'beta': 'bias',
 }
-# What the attention's layers were called before diffusers 0.15.
+# Names of attention layers before diffusers 0.15, to today's.
 _OLD_LAYERS = {
     'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0',
 }  # fmt: skip
@@ -167,17 +167,17 @@ def load(directory, config):
   """Reads a model.
 
   Args:
-    directory: a `DDPMPipeline`'s, or a `UNet2DModel`'s alone.
-    config: says what the folder does not: data, optimizer and so on, and
-      without a scheduler the diffusion process. With its train.label_dropout
-      the last class of the folder is the null class.
+    directory: folder of a `DDPMPipeline` or `UNet2DModel`.
+    config: supplies what the folder lacks: data, optimizer and so on, and the
+      diffusion process if there is no scheduler. If its train.label_dropout is
+      not 0, the folder's last class is the null class.
 
   Returns:
-    config (locked and valid), its model, and the folder's weights for it,
-    float32 array [P]. The model itself has other ones.
+    config (locked and valid), its model, and the weights, float32 array [P].
+    The weights are not loaded into the model.
 
   Raises:
-    UserError: what cannot be read, or is no model of ours.
+    UserError: the folder cannot be read, or ddpm does not support its model.
   """
   config = config.copy_and_resolve_references().unlock()
   unet = os.path.join(directory, 'unet')
@@ -208,13 +208,14 @@ def save(directory, config, model, params):
   """Writes a model as a `DDPMPipeline`.
 
   Args:
-    directory: where to.
-    config: the model's.
+    directory: folder to write.
+    config: the model's config.
     model: `unet.UNet`.
-    params: float32 array [P], its weights.
+    params: float32 array [P], the weights.
 
   Raises:
-    UserError: diffusers has no such model, or the folder cannot be written.
+    UserError: diffusers does not support the model, or the folder cannot be
+      written.
   """
   unet, scheduler = _unet_fields(config), _scheduler_fields(config)
   index = {
@@ -243,7 +244,7 @@ def save(directory, config, model, params):
 
 
 def _find_scheduler(directory):
-  """Path of the scheduler's fields; None for a UNet2DModel alone."""
+  """Path of the scheduler's config; None for a UNet2DModel alone."""
   for path in ('scheduler/scheduler_config.json', 'scheduler_config.json'):
     path = os.path.join(directory, path)
     if os.path.exists(path):
@@ -257,14 +258,14 @@ def _find_scheduler(directory):
       raise UserError(f'{directory} has no scheduler/scheduler_config.json')
   elif not path:
     logging.warning(
-        '%s has no scheduler: its diffusion process is the one of --config',
+        '%s has no scheduler: using the diffusion process of --config',
         directory,
     )
   return path
 
 
 def _process_settings(path, process):
-  """Settings of a scheduler; `process` is what the config had."""
+  """Our settings for a scheduler; `process` is the original config's."""
   fields = _read_fields(path, _SCHEDULER_DEFAULTS, _SCHEDULER_FIXED)
   variance = _translate(path, fields, 'variance_type', _VARIANCES)
   loss = process.loss
@@ -292,7 +293,7 @@ def _process_settings(path, process):
 
 
 def _model_settings(path, *, learned_variance, null_class):
-  """Settings of a UNet2DModel."""
+  """Our settings for a UNet2DModel."""
   fields = _read_fields(path, _UNET_DEFAULTS, _UNET_FIXED)
   size = fields['sample_size']
   if isinstance(size, list) and len(set(size)) == 1:
@@ -311,13 +312,13 @@ def _model_settings(path, *, learned_variance, null_class):
         path,
         'out_channels',
         fields['out_channels'],
-        f'{outputs}: in_channels, and as many again where the variance_type of'
-        ' the scheduler is learned_range',
+        f"{outputs}: in_channels, doubled if the scheduler's variance_type is"
+        ' learned_range',
     )
   scale_shift = _translate(
       path, fields, 'resnet_time_scale_shift', _SCALE_SHIFTS
   )
-  # With scale and shift the middle's attention has no norm by default.
+  # None means no norm in the middle attention if scale_shift is set.
   groups = [fields['norm_num_groups']] + ([] if scale_shift else [None])
   _expect(path, fields, 'attn_norm_num_groups', groups)
   _expect(path, fields, 'time_embedding_dim', [None, 4 * channels])
@@ -355,18 +356,20 @@ def _model_settings(path, *, learned_variance, null_class):
 
 
 def _levels(path, fields):
-  """Which levels attend, and how all of them resample."""
+  """Returns whether each level has attention, and the common resampling."""
   for name, blocks in (
       ('down_block_types', _DOWN_BLOCKS),
       ('up_block_types', _UP_BLOCKS),
   ):
     if len(fields[name]) != len(fields['block_out_channels']):
       raise _refusal(
-          path, name, fields[name], 'as many as block_out_channels has'
+          path, name, fields[name], 'as many as in block_out_channels'
       )
     if not set(fields[name]) <= blocks.keys():
-      raise _refusal(path, name, fields[name], f'of {", ".join(blocks)}')
-  # By level: the way up ends at level 0.
+      raise _refusal(
+          path, name, fields[name], f'only {", ".join(blocks)}'
+      )
+  # Indexed by level; the up path ends at level 0.
   down = [_DOWN_BLOCKS[name] for name in fields['down_block_types']]
   up = [_UP_BLOCKS[name] for name in reversed(fields['up_block_types'])]
   attends = [attention for attention, _ in down]
@@ -377,20 +380,20 @@ def _levels(path, fields):
         fields['up_block_types'],
         'attention at the same levels as in down_block_types',
     )
-  # The last level does not go down any more, and the first one not up.
+  # The last level has no downsampling, the first no upsampling.
   ways = {way or fields['downsample_type'] for _, way in down[:-1]}
   ways |= {way or fields['upsample_type'] for _, way in up[1:]}
   if len(ways) > 1 or not ways <= _RESAMPLES.keys():
     raise UserError(
         f'{path}: down_block_types, up_block_types, downsample_type and'
-        f' upsample_type resample in the ways {", ".join(sorted(ways))},'
-        ' expected conv at all levels, or resnet at all'
+        f' upsample_type resample by {", ".join(sorted(ways))}, expected conv'
+        ' at all levels or resnet at all levels'
     )
   return attends, _RESAMPLES[ways.pop() if ways else 'conv']
 
 
 def _unet_fields(config):
-  """The fields of a UNet2DModel that is a config's model."""
+  """The fields of the UNet2DModel for a config."""
   model = config.model
   for name, value, only in (
       ('model.patch_size', model.patch_size, 1),
@@ -399,7 +402,7 @@ def _unet_fields(config):
   ):
     if value != only:
       raise UserError(
-          f'{name} is {value!r}, which diffusers does not have: expected'
+          f'{name} is {value!r}, which diffusers does not support, expected'
           f' {only!r}'
       )
   widths = [model.channels * m for m in model.channel_multipliers]
@@ -447,10 +450,10 @@ def _unet_fields(config):
 
 
 def _head_channels(model, widths, attends):
-  """attention_head_dim: one number for all levels; None for one head."""
+  """attention_head_dim, the same at all levels; None for one head."""
   if model.head_channels or model.num_heads == 1:
     return model.head_channels or None
-  # The middle, which is as wide as the last level, always attends.
+  # The middle is as wide as the last level and always has attention.
   heads = {
       width // model.num_heads
       for width, attention in zip(widths, [*attends[:-1], True])
@@ -458,27 +461,27 @@ def _head_channels(model, widths, attends):
   }
   if len(heads) > 1:
     raise UserError(
-        f'model.num_heads is {model.num_heads}, of'
-        f' {", ".join(map(str, sorted(heads)))} channels at the levels that'
-        ' attend, and diffusers has one number for all: expected 1, or'
+        f'model.num_heads is {model.num_heads}, with'
+        f' {", ".join(map(str, sorted(heads)))} channels per head at different'
+        ' levels, but diffusers supports one number: expected num_heads 1 or'
         ' model.head_channels'
     )
   return heads.pop()
 
 
 def _scheduler_fields(config):
-  """The fields of a DDPMScheduler that is a config's process."""
+  """The fields of the DDPMScheduler for a config."""
   process = config.diffusion
   if process.prediction not in _PREDICTIONS.values():
     raise UserError(
         f'diffusion.prediction is {process.prediction!r}, which diffusers does'
-        f' not have: expected one of {", ".join(_PREDICTIONS.values())}'
+        f' not support, expected one of {", ".join(_PREDICTIONS.values())}'
     )
   if process.rescale_timesteps and process.num_timesteps != 1000:
     raise UserError(
         'diffusion.rescale_timesteps is True with'
-        f' {process.num_timesteps} timesteps, which diffusers does not have:'
-        ' its networks are told t itself'
+        f' {process.num_timesteps} timesteps, expected False or 1000 timesteps:'
+        " diffusers' networks take t unscaled"
     )
   return _SCHEDULER_DEFAULTS | {
       'num_train_timesteps': process.num_timesteps,
@@ -492,7 +495,7 @@ def _scheduler_fields(config):
 
 
 def _load_weights(directory, model):
-  """The weights of a model, float32 array [P], from a folder's tensors."""
+  """Reads a model's weights, float32 array [P], from a folder."""
   tensors = {_modern(k): v for k, v in _read_tensors(directory).items()}
   names = _tensor_names(model)
   shapes = {
@@ -500,7 +503,7 @@ def _load_weights(directory, model):
       for v in model.trainable_variables
   }
   wrong = [f'{name} is missing' for name in shapes.keys() - tensors.keys()]
-  wrong += [f'{name} is not ours' for name in tensors.keys() - shapes.keys()]
+  wrong += [f'{name} is unknown' for name in tensors.keys() - shapes.keys()]
   wrong += [
       f'{name} is {list(tensors[name].shape)}, expected {list(shape)}'
       for name, shape in shapes.items()
@@ -509,7 +512,7 @@ def _load_weights(directory, model):
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise UserError(
-        f'the weights in {directory} are not those of its config.json:'
+        f'the weights in {directory} do not match its config.json:'
         f' {"; ".join(sorted(wrong)[:3])}{more}'
     )
   return np.concatenate([
@@ -519,14 +522,14 @@ def _load_weights(directory, model):
 
 
 def _read_tensors(directory):
-  """All tensors of a folder, in one file or in several with an index."""
+  """All tensors of a folder, from one file or from shards with an index."""
   names = [_WEIGHTS]
   index = os.path.join(directory, f'{_WEIGHTS}.index.json')
   if os.path.exists(index):
     names = sorted(set(_read_json(index).get('weight_map', {}).values()))
   elif not os.path.exists(os.path.join(directory, _WEIGHTS)):
     raise UserError(
-        f'{directory} has no {_WEIGHTS}: save it from diffusers, with'
+        f'{directory} has no {_WEIGHTS}: save it from diffusers with'
         ' save_pretrained(..., safe_serialization=True)'
     )
   tensors = {}
@@ -534,7 +537,7 @@ def _read_tensors(directory):
     path = os.path.join(directory, name)
     try:
       with safetensors.safe_open(path, framework='np') as file:
-        for key in file.keys():  # noqa: SIM118 - it is no dict.
+        for key in file.keys():  # noqa: SIM118 - not a dict.
           tensors[key] = file.get_tensor(key)
           if tensors[key].dtype.itemsize == 1:
             raise TypeError(f'{key} is {tensors[key].dtype}')
@@ -544,7 +547,7 @@ def _read_tensors(directory):
 
 
 def _modern(name):
-  """Today's name of a tensor."""
+  """The current name of a tensor, which may have an old one."""
   return re.sub(
       rf'(\.attentions\.\d+\.)({"|".join(_OLD_LAYERS)})(?=\.)',
       lambda match: match[1] + _OLD_LAYERS[match[2]],
@@ -553,7 +556,7 @@ def _modern(name):
 
 
 def _tensor_names(model):
-  """diffusers' name of each weight, by its path in `unet.UNet`."""
+  """Path in `unet.UNet` -> diffusers' name, for each weight."""
   paths = [v.path for v in model.trainable_variables]
   last_level = max(
       int(match[1]) for path in paths if (match := re.match(r'up(\d+)_', path))
@@ -569,7 +572,7 @@ def _tensor_name(path, last_level):
   side, level, group, index = match.groups()
   if side == 'up':
     level = last_level - int(level)
-  # The convolution that goes down is a layer inside of one there.
+  # In diffusers the downsampling convolution is nested in a layer.
   if group == 'downsample' and not inner:
     inner = ['conv']
   block = 'mid_block' if side == 'mid' else f'{side}_blocks.{level}'
@@ -578,7 +581,7 @@ def _tensor_name(path, last_level):
 
 
 def _to_torch(path, weight):
-  """HWIO to OIHW, [in, out] to [out, in]; our 1x1 convolution is dense."""
+  """HWIO to OIHW, [in, out] to [out, in]; skip is 1x1 there, dense here."""
   if path.endswith('/embeddings'):
     return weight
   if weight.ndim == 4:
@@ -588,7 +591,7 @@ def _to_torch(path, weight):
 
 
 def _from_torch(path, tensor):
-  """The way back."""
+  """Inverse of `_to_torch`."""
   if path.endswith('/embeddings'):
     return tensor
   if path.endswith('/skip/kernel'):
@@ -610,11 +613,11 @@ def _read_json(path):
 
 
 def _read_fields(path, defaults, fixed):
-  """The fields of a file, with those that it leaves out."""
+  """The fields of a file, with defaults for missing ones."""
   fields = _read_json(path)
   for name in sorted(fields.keys() - defaults.keys()):
     if not name.startswith('_'):
-      logging.warning('%s: %s is not known, and passed over', path, name)
+      logging.warning('%s: ignoring unknown field %s', path, name)
   fields = defaults | fields
   for name, values in fixed.items():
     _expect(path, fields, name, values)
@@ -622,7 +625,7 @@ def _read_fields(path, defaults, fixed):
 
 
 def _expect(path, fields, name, values):
-  """A field that may have these values alone."""
+  """Returns a field; raises UserError unless its value is in `values`."""
   value = fields.get(name)
   if value not in values:
     expected = ' or '.join(map(repr, values))
@@ -631,12 +634,12 @@ def _expect(path, fields, name, values):
 
 
 def _translate(path, fields, name, table):
-  """Our value for theirs."""
+  """Our value for a field's."""
   return table[_expect(path, fields, name, list(table))]
 
 
 def _theirs(table, ours):
-  """Their first value for ours."""
+  """Diffusers' value for ours; the first of several."""
   return next(theirs for theirs, value in table.items() if value == ours)
 
 

@@ -1,1 +1,1 @@
-"""Feature extractors and distances: what a score is made of."""
+"""Scores of generated images: feature extractors and distances."""

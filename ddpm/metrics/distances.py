@@ -1,26 +1,26 @@
-"""Distances between two sets of features: NumPy, in float64.
+"""Distances between two sets of features, in NumPy and float64.
 
-Shapes: features are [N, D], and come as blocks: something iterable of arrays
-[n, D] that are the rows in their order. How it is cut changes no result by
-more than the rounding of a sum. Real rows come first, generated ones second.
+Features [N, D] are passed as blocks: an iterable of arrays [n, D] with the
+rows in order. Block boundaries affect results only by the rounding of sums.
+Real rows come first, generated rows second.
 
-All functions raise ValueError for rows that do not fit each other, are not
-finite, or are too few.
+All functions raise ValueError if dimensions differ, values are not finite, or
+there are too few rows.
 """
 
 import numpy as np
 
-# Distances are computed for this many rows against as many.
+# Distances are computed in tiles of _ROWS x _ROWS.
 _ROWS = 2048
-# Of these, so many pairs at a time by their difference.
+# Pairs per batch when distances are recomputed exactly.
 _PAIRS = 1024
 
 
 class Moments:
-  """Mean and covariance of features that come in batches; memory [D, D].
+  """Streaming mean and covariance of features; memory [D, D].
 
-  Sets are put together by the formulas of Chan, Golub and LeVeque 1983, which
-  lose no digits to a large mean.
+  Sets are merged by the formulas of Chan, Golub and LeVeque 1983, which lose
+  no precision to a large mean.
 
   Attributes:
     count: N, the number of rows.
@@ -34,7 +34,7 @@ class Moments:
 
   @classmethod
   def from_arrays(cls, arrays):
-    """The moments that `to_arrays` gave."""
+    """Inverse of `to_arrays`."""
     moments = cls(len(arrays['mean']))
     if arrays['scatter'].shape != moments._scatter.shape:
       raise ValueError(
@@ -47,7 +47,7 @@ class Moments:
     return moments
 
   def to_arrays(self):
-    """All there is to keep: dict of arrays, as for `np.savez`."""
+    """The state as a dict of arrays, for `np.savez`."""
     return {
         'count': np.array(self.count),
         'mean': self.mean.copy(),
@@ -65,7 +65,7 @@ class Moments:
     self.merge(batch)
 
   def merge(self, other):
-    """Adds the rows of another."""
+    """Adds the rows of another `Moments`."""
     _check_dimensions(self.mean, other.mean)
     if not other.count:
       return
@@ -77,14 +77,14 @@ class Moments:
     self.count = total
 
   def without(self, other):
-    """The moments of the rows left when others, among these, are taken out."""
+    """The moments with a subset of the rows removed."""
     _check_dimensions(self.mean, other.mean)
     rest = Moments(len(self.mean))
     rest.count = self.count - other.count
     if rest.count < 1:
       raise ValueError(
-          f'{other.count} rows are to be taken out, expected fewer than the'
-          f' {self.count} there are'
+          f'cannot remove {other.count} rows, expected fewer than'
+          f' {self.count}'
       )
     rest.mean = self.mean + (self.mean - other.mean) * (
         other.count / rest.count
@@ -99,7 +99,7 @@ class Moments:
 
   @property
   def covariance(self):
-    """Unbiased, float64 [D, D], as `np.cov`."""
+    """Unbiased covariance, float64 [D, D], as in `np.cov`."""
     if self.count < 2:
       raise ValueError(f'{self.count} rows, expected at least 2')
     return self._scatter / (self.count - 1)
@@ -108,15 +108,15 @@ class Moments:
 def frechet(a, b):
   """Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6).
 
-  tr (C1 C2)^1/2 is the sum of the singular values of A1' A2, where A A' = C:
-  no root of a product that is not symmetric, no imaginary part to throw away,
-  and singular covariances (N < D) are like others.
+  tr (C1 C2)^1/2 is the sum of the singular values of A1' A2, where A A' = C.
+  This avoids the root of a non-symmetric product, has no imaginary part to
+  discard, and handles singular covariances (N < D).
 
   Args:
     a, b: `Moments` of at least 2 rows.
 
   Returns:
-    Float, not negative: what is below 0, as for equal moments, is rounding.
+    Non-negative float; values below 0 are rounding errors and become 0.
   """
   _check_dimensions(a.mean, b.mean)
   difference = a.mean - b.mean
@@ -129,11 +129,11 @@ def frechet(a, b):
 def kid(real_blocks, fake_blocks, block_size=1000):
   """Kernel distance (Binkowski et al. 2018): unbiased MMD^2 for (x'y/D + 1)^3.
 
-  It is the mean over disjoint pairs of blocks of rows. Rows that fill no block
-  are left out, but a set of fewer than block_size rows is one block.
+  The mean over disjoint pairs of blocks. A partial last block is dropped; a
+  set of fewer than block_size rows is one block.
 
   Returns:
-    (value, standard error); the error is nan where there is one pair.
+    (value, standard error); the error is nan for a single pair.
   """
   if block_size < 2:
     raise ValueError(f'block_size is {block_size}, expected at least 2')
@@ -158,33 +158,35 @@ def kid(real_blocks, fake_blocks, block_size=1000):
 
 
 def inception_score(probability_blocks, count, splits=10):
-  """exp of the mean divergence of p(y|x) from p(y) (Salimans et al. 2016).
+  """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016).
 
   Args:
     probability_blocks: iterable of arrays [n, classes] of p(y|x).
-    count: N, the rows of all blocks together.
-    splits: number of parts, each of consecutive rows, with a score of its own.
+    count: N, the total number of rows.
+    splits: number of runs of consecutive rows that are scored separately.
 
   Returns:
-    (mean, standard deviation) over the parts, as in the authors' code; 1 is
-    the least a score can be, the number of classes the most.
+    (mean, standard deviation) over the splits, as in the authors' code. Scores
+    range from 1 to the number of classes.
   """
   if not 1 <= splits <= count:
-    raise ValueError(f'splits is {splits}, expected 1 to {count}, the rows')
+    raise ValueError(
+        f'splits is {splits}, expected 1 to {count}, the number of rows'
+    )
   edges = np.arange(splits + 1) * count // splits
   entropies, sums, seen = np.zeros([splits]), 0.0, 0
   for block in probability_blocks:
     block = _checked(block)
     if (block < 0).any() or (np.abs(block.sum(axis=1) - 1) > 1e-2).any():
-      raise ValueError('probabilities are negative, or do not add up to 1')
+      raise ValueError('probabilities are negative or do not sum to 1')
     if not seen:
       sums = np.zeros([splits, block.shape[1]])
     _check_dimensions(sums, block)
-    for part in range(splits):
-      first, last = np.maximum(edges[part : part + 2] - seen, 0)
+    for split in range(splits):
+      first, last = np.maximum(edges[split : split + 2] - seen, 0)
       p = block[first:last]
-      entropies[part] += _sum_p_log_p(p)
-      sums[part] += p.sum(axis=0)
+      entropies[split] += _sum_p_log_p(p)
+      sums[split] += p.sum(axis=0)
     seen += len(block)
   if seen != count:
     raise ValueError(f'{seen} rows, expected {count}')
@@ -198,21 +200,24 @@ def inception_score(probability_blocks, count, splits=10):
 def prdc(real_blocks, fake_blocks, k_precision=3, k_density=5):
   """Improved precision and recall; density and coverage.
 
-  Around each row is a ball that reaches to its k-th neighbour in its own set,
-  itself not counted. Precision is the share of fake rows within any real
-  row's ball, recall the reverse (Kynkäänniemi et al. 2019, k = 3); a ball has
-  its boundary, d <= r, as in their equation 2 and code. Density is the number
-  of real balls a fake row is in, over k, and coverage the share of real balls
-  that have a fake row (Naeem et al. 2020, k = 5); a ball lacks its boundary,
-  d < r, as in their code. So a set has density 1 against itself, and a row of
-  which there are more than k equal ones, whose ball is empty, is never
+  Each row has a ball that reaches to its k-th nearest neighbour in its own
+  set, itself excluded.
+
+  Precision is the share of fake rows inside any real ball, recall the reverse
+  (Kynkäänniemi et al. 2019, k = 3). These balls are closed, d <= r, as in
+  their equation 2 and code.
+
+  Density is the mean number of real balls that contain a fake row, over k.
+  Coverage is the share of real balls that do (Naeem et al. 2020, k = 5).
+  These balls are open, d < r, as in their code: a set has density 1 against
+  itself, and a row with more than k copies has an empty ball and is never
   covered.
 
-  Memory is O(N k), and that of distances between 2,048 rows and as many.
+  Memory is O(N k) plus one 2,048 x 2,048 tile of distances.
 
   Args:
-    real_blocks, fake_blocks: iterables that can be walked several times.
-    k_precision, k_density: neighbours.
+    real_blocks, fake_blocks: re-iterable blocks.
+    k_precision, k_density: numbers of neighbours.
 
   Returns:
     Dict of floats: precision, recall, density, coverage.
@@ -248,14 +253,14 @@ def prdc(real_blocks, fake_blocks, k_precision=3, k_density=5):
 
 
 def nearest(query_blocks, reference_blocks):
-  """Euclidean distance of each query to the reference row nearest to it.
+  """Euclidean distance from each query to its nearest reference row.
 
   Args:
     query_blocks: iterable of arrays [n, D].
-    reference_blocks: iterable that can be walked several times.
+    reference_blocks: re-iterable blocks.
 
   Returns:
-    float64 [N]; exactly 0 for a row that is in the reference.
+    float64 [N]; exactly 0 for rows that are in the reference.
   """
   _check_walkable(reference_blocks)
   found = []
@@ -268,7 +273,7 @@ def nearest(query_blocks, reference_blocks):
 
 
 def _checked(features):
-  """A block in float64, if it is one."""
+  """Validates a block and converts it to float64."""
   features = np.asarray(features, np.float64)
   if features.ndim != 2 or not features.size:
     raise ValueError(f'a block has shape {features.shape}, expected [n, D]')
@@ -280,18 +285,18 @@ def _checked(features):
 def _check_dimensions(a, b):
   if a.shape[-1] != b.shape[-1]:
     raise ValueError(
-        f'rows of {a.shape[-1]} and of {b.shape[-1]} dimensions, expected'
-        ' equal numbers'
+        f'rows have {a.shape[-1]} and {b.shape[-1]} dimensions, expected equal'
+        ' numbers'
     )
 
 
 def _check_walkable(blocks):
   if iter(blocks) is blocks:
-    raise ValueError('blocks can be walked only once, expected say a list')
+    raise ValueError('blocks can be iterated only once, pass a list instead')
 
 
 def _cut(blocks, size):
-  """Yields the rows in blocks of `size`, the last one may have fewer."""
+  """Yields the rows in blocks of `size`; the last one may be smaller."""
   held = None
   for block in blocks:
     block = _checked(block)
@@ -303,13 +308,13 @@ def _cut(blocks, size):
       yield block[first : first + size]
     held = block[full:]
   if held is None:
-    raise ValueError('no rows, expected some')
+    raise ValueError('no rows, expected at least 1')
   if len(held):
     yield held
 
 
 def _numbered(blocks):
-  """Yields (slice, block): where a block's rows are among all."""
+  """Yields (slice of the rows, block)."""
   first = 0
   for block in _cut(blocks, _ROWS):
     yield slice(first, first + len(block)), block
@@ -317,7 +322,7 @@ def _numbered(blocks):
 
 
 def _factor(covariance):
-  """A with A A' = C, [D, D]."""
+  """A [D, D] such that A A' = C."""
   values, vectors = np.linalg.eigh(covariance)
   return vectors * np.sqrt(np.maximum(values, 0.0))
 
@@ -327,7 +332,7 @@ def _kernel(x, y):
 
 
 def _mean_kernel_of_others(x):
-  """The mean kernel of rows with each other, themselves left out."""
+  """The mean kernel over pairs of different rows."""
   kernel = _kernel(x, x)
   return (kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1))
 
@@ -337,26 +342,27 @@ def _sum_p_log_p(p):
 
 
 def _squared_distances(x, y):
-  """|x|^2 + |y|^2 - 2 x'y, quick but inexact.
+  """|x|^2 + |y|^2 - 2 x'y, fast but inexact.
+
+  Rounding depends on the blocks, and close rows may lose all digits.
 
   Returns:
-    (squared distances, bounds of how far they are from those of `_settle`),
-    each [N, M]. Rounding depends on how rows are put in blocks, and where rows
-    are near each other all digits may be lost.
+    (squared distances, bounds of their difference from `_settle`'s), each
+    [N, M].
   """
   _check_dimensions(x, y)
   norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
-  # An inner product is off by D u |x| |y| at most (Higham 2002, equation 3.5),
-  # u = eps / 2; the factor has room for the norms, and for `_settle`.
+  # An inner product's error is at most D u |x| |y|, u = eps / 2 (Higham 2002,
+  # equation 3.5). The factor also covers the norms and `_settle`.
   bound = 2.0 * (x.shape[1] + 2) * np.finfo(np.float64).eps
   return norms - 2.0 * (x @ y.T), bound * norms
 
 
 def _settle(squared, x, y, mask):
-  """Puts |x - y|^2 in place for the pairs of a mask, [N, M].
+  """Overwrites masked entries with |x - y|^2; squared and mask are [N, M].
 
-  The same for two rows whatever blocks they are in: equal rows are at 0, and
-  ties are ties.
+  This value does not depend on the blocks: equal rows have distance 0, and
+  ties are exact.
   """
   rows, columns = np.nonzero(mask)
   for first in range(0, len(rows), _PAIRS):
@@ -365,15 +371,15 @@ def _settle(squared, x, y, mask):
 
 
 def _smallest(smallest, x, y, same=False):
-  """The k smallest squared distances of x, some of which may be to y.
+  """Updates the k smallest squared distances of x with those to y.
 
   Args:
-    smallest: [N, k], the smallest ones so far, or inf.
+    smallest: [N, k], the smallest so far, or inf.
     x, y: rows, [N, D] and [M, D].
-    same: y is x, and no row is its own neighbour.
+    same: whether y is x; a row is not its own neighbour.
 
   Returns:
-    [N, k], in any order.
+    [N, k], unordered.
   """
   k = smallest.shape[1]
   squared, error = _squared_distances(x, y)
@@ -386,7 +392,7 @@ def _smallest(smallest, x, y, same=False):
 
 
 def _radii(blocks, ks):
-  """Squared distances of rows to their k-th neighbours, [N, len(ks)]."""
+  """Squared distances to the k-th nearest neighbours, [N, len(ks)]."""
   _check_walkable(blocks)
   radii = []
   for i, x in enumerate(_cut(blocks, _ROWS)):

@@ -1,8 +1,8 @@
-"""From images to scores: features on all devices, then distances.
+"""Scores images: features on all devices, then distances.
 
-A set of real images stands beside each set that is scored: the floor is what
-real images of the same number get against the rest of the reference. No
-generator gets a better score but by chance, or by copying.
+Each score comes with its floor: the score of an equally large held-out set of
+real images against the rest of the reference. A generator can beat the floor
+only by chance or by copying.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from ddpm.runtime import shards
 from ddpm.runtime.environment import CACHE
 from ddpm.runtime.errors import UserError
 
-# Images that each metric needs at least.
+# Minimum number of images per metric.
 MINIMUM = {'fid': 2, 'kid': 4, 'is': 10, 'prdc': 6, 'nearest': 2, 'bpd': 2}
 
 OF_FEATURES = {'fid', 'kid', 'is', 'prdc'}
@@ -26,27 +26,28 @@ OF_FEATURES = {'fid', 'kid', 'is', 'prdc'}
 # By convention a Fréchet distance is called FID from this many samples on.
 _FID_SAMPLES = 50_000
 
-# Rows of a block of the kernel distance, as Bińkowski et al. have it.
+# Block size of the kernel distance in Bińkowski et al. 2018.
 _KID_ROWS = 1000
 
-# Features of more images than these are not kept, only their moments.
+# `all_moments` caches the features of this many images, then only moments.
 _KEPT_ROWS = 100_000
+# In shards.
 _SAVE_MOMENTS_EVERY = 32
 
-# Images are compared pixel by pixel at this size at most.
+# Largest height and width for pixel-wise comparison.
 _PIXELS = 32
 
 
 def minimum(metrics):
-  """Images that a set of metrics needs at least."""
+  """Minimum number of images for a set of metrics."""
   return max(MINIMUM[name] for name in metrics)
 
 
 class Features:
-  """Features of a source's images; computed once, then kept in the cache.
+  """Features of a source's images, computed once and cached on disk.
 
   Args:
-    source: of `sources`.
+    source: see `sources`.
     extractor: `base.Extractor`.
     run: its `batched` function.
     name: of the source, for the log.
@@ -73,11 +74,11 @@ class Features:
     )
 
   def column(self, name, start, stop):
-    """Blocks of 'features' or 'probabilities', to be walked through again."""
+    """Re-iterable blocks of 'features' or 'probabilities'."""
     return self._parts.column(name, start, stop)
 
   def moments(self, start, stop):
-    """`distances.Moments` of some rows' features."""
+    """`distances.Moments` of the features of rows start to stop."""
     moments = None
     for features in self.column('features', start, stop):
       moments = moments or distances.Moments(features.shape[1])
@@ -85,7 +86,7 @@ class Features:
     return moments
 
   def all_moments(self):
-    """`distances.Moments` of all rows' features; kept as they grow."""
+    """`distances.Moments` of all features; saved periodically to resume."""
     path = os.path.join(self._directory, 'moments.npz')
     moments, total = None, len(self.source)
     if tf.io.gfile.exists(path):
@@ -115,16 +116,16 @@ class Features:
     if bad.any():
       raise UserError(
           f'{self._name}: image {start + int(bad.argmax())} has features that'
-          ' are not finite: the extractor is at fault'
+          ' are not finite: check the extractor and its weights'
       )
     return arrays
 
 
 def batched(extractor, strategy):
-  """The function of an `base.Extractor`, on a strategy's devices.
+  """A `base.Extractor`'s function on all devices of a strategy.
 
   Returns:
-    `device_map.DeviceMap` from images to a dict of features and, where the
+    `device_map.DeviceMap` from images to a dict of features and, if the
     extractor has them, probabilities.
   """
 
@@ -146,16 +147,17 @@ class Evaluator:
   """Scores sets of images against one reference.
 
   Args:
-    metrics: set of names in MINIMUM; 'bpd' is not of images, and not its own.
-    extractor: `base.Extractor`; None where no metric is OF_FEATURES.
+    metrics: set of names in MINIMUM. 'bpd' is ignored: see `likelihood`.
+    extractor: `base.Extractor`; None if no metric is in OF_FEATURES.
     reference: source of the real images, in random order.
-    training: source of the training images, in random order; None where
-      'nearest' is not asked for.
-    num_samples: how many images to score, the first ones of a set: N.
+    training: source of the training images, in random order; None without
+      'nearest'.
+    num_samples: N; the first N images of a set are scored.
     strategy: `tf.distribute.Strategy`.
 
   Raises:
-    UserError: metrics, extractor and reference do not fit each other.
+    UserError: the reference has too few images, or the extractor lacks the
+      probabilities that a metric needs.
   """
 
   def __init__(
@@ -170,12 +172,13 @@ class Evaluator:
     if len(reference) < 2 * least:
       raise UserError(
           f'the reference has {len(reference)} images, expected at least'
-          f' {2 * least} for these metrics'
+          f' {2 * least} for these metrics: use a larger data set or fewer'
+          ' metrics'
       )
     if extractor and 'is' in metrics and not extractor.has_probabilities:
       raise UserError(
-          f'--metrics=is needs class probabilities, which {extractor.name} does'
-          ' not give: leave it out'
+          f'--metrics=is needs class probabilities, but {extractor.name} has'
+          ' none: remove it from --metrics'
       )
     self._run = self._reference = None
     if extractor:
@@ -191,11 +194,11 @@ class Evaluator:
 
     Args:
       samples: source.
-      name: of it, for the log.
+      name: of the source, for the log.
 
     Returns:
-      Dict of metric name -> value, and of 'details': the extractor, N, and the
-      floor, with the N it was measured at, which is no more than half of the
+      Dict of metric name -> value, plus 'details': the extractor, N, the floor
+      and the number of images it was measured with, at most half of the
       reference.
     """
     if self._floor is None:
@@ -231,7 +234,7 @@ class Evaluator:
     return titled | {'details': details}
 
   def _measure_floor(self):
-    """Real images against the rest of them, by the names of `_scores`."""
+    """Scores of held-out real images, by the names of `_scores`."""
     floor = {}
     n = self._held_out
     if self._extractor:
@@ -263,7 +266,7 @@ class Evaluator:
 
 
 def _scores(metrics, real_moments, real, fake, labelled):
-  """Scores of one set against another; each is (features, start, stop)."""
+  """Scores of fake against real; each is (`Features`, start, stop)."""
 
   def column(name, rows):
     features, start, stop = rows
@@ -276,7 +279,7 @@ def _scores(metrics, real_moments, real, fake, labelled):
         real_moments, features.moments(start, stop)
     )
   if 'kid' in metrics:
-    # Ten blocks at least, for a standard error that means something.
+    # At least ten blocks, for a meaningful standard error.
     rows = min(real[2] - real[1], stop - start)
     values['kid'], values['kid_stderr'] = distances.kid(
         column('features', real),
@@ -290,7 +293,7 @@ def _scores(metrics, real_moments, real, fake, labelled):
   if 'prdc' in metrics:
     values |= distances.prdc(column('features', real), column('features', fake))
   if labelled:
-    # The share of images whose likeliest class is their label.
+    # The share of images whose most likely class is their label.
     probabilities = column('probabilities', fake)
     classes = np.concatenate([p.argmax(axis=1) for p in probabilities])
     labels = features.source.labels[start:stop]
@@ -299,16 +302,16 @@ def _scores(metrics, real_moments, real, fake, labelled):
 
 
 def _nearest(samples, training):
-  """How far samples are from the training images: copies are near.
+  """Distances from samples to their nearest training images.
 
-  The distance is the root of the mean squared difference of pixels in [0, 1],
-  at no more than 32 x 32 pixels; larger images are averaged to that.
+  The distance is the root mean square difference of pixels in [0, 1]. Larger
+  images are first averaged down to 32 x 32 pixels.
 
   Args:
     samples, training: (source, start, stop).
 
   Returns:
-    Dict of the mean and of the 1st percentile over the samples.
+    Dict of the mean and the 1st percentile over the samples.
   """
   samples, training = _Pixels(*samples), _Pixels(*training)
   values = distances.nearest(samples, training) / np.sqrt(samples.dimensions)
@@ -319,7 +322,7 @@ def _nearest(samples, training):
 
 
 class _Pixels:
-  """Blocks of flat pixels in [0, 1] of a source's images."""
+  """Re-iterable blocks of a source's images, flattened, in [0, 1]."""
 
   def __init__(self, source, start, stop):
     self._source = source

@@ -1,4 +1,4 @@
-"""Bits per dimension: the variational bound, all T terms of it."""
+"""Bits per dimension from all T terms of the variational bound."""
 
 import os
 
@@ -19,10 +19,10 @@ class BitsPerDim:
 
   Args:
     run: `reader.Run`.
-    source: of `sources`, the images.
-    num_images: how many of them, the first ones; all, if it has fewer.
+    source: of the images, see `sources`.
+    num_images: number of images to use, from the start; at most all.
     strategy: `tf.distribute.Strategy`.
-    batch_size: images of one replica.
+    batch_size: images per replica.
   """
 
   def __init__(self, run, source, *, num_images, strategy, batch_size):
@@ -44,11 +44,11 @@ class BitsPerDim:
     )
 
   def __call__(self, params, directory):
-    """Computes them, or what of them is not kept in a directory yet.
+    """Computes bits per dimension; finished shards are kept.
 
     Args:
       params: float32 [P], the weights.
-      directory: of these weights.
+      directory: where to keep shards; one per set of weights.
 
     Returns:
       Dict of the mean and its standard error, by their names in a result.
@@ -80,17 +80,17 @@ class BitsPerDim:
 
 
 def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
-  """The negative log-likelihood's bound, equation 5 of Ho et al. 2020.
+  """Bound on the negative log-likelihood, equation 5 of Ho et al. 2020.
 
-  One draw of x_t for each t, as in Ho's code and in that of Nichol and
+  x_t is drawn once per t, as in the code of Ho et al. and of Nichol and
   Dhariwal 2021.
 
   Args:
     network: function (x float32 [B, H, W, C], time float32 [B]) -> output.
     diffusion: `process.Diffusion`.
     images: uint8 [B, H, W, C].
-    keys: uint32 [B, 2], the draws' key of each image.
-    jit_compile: whether to compile a term with XLA.
+    keys: uint32 [B, 2], one random key per image.
+    jit_compile: whether to compile each term with XLA.
 
   Returns:
     float32 [B].
@@ -103,15 +103,15 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
     ts = tf.fill([batch], t)
     xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
     estimate, share = diffusion.denoise(network, xt, diffusion.level(ts))
-    # As in Ho's code, which clips for evaluation.
+    # Ho's code also clips for evaluation.
     estimate = tf.clip_by_value(estimate, -1.0, 1.0)
     return variational_bound.bound_term(
         diffusion, x0, xt, ts, estimate, share
     )
 
-  # One term at a time: they do not depend on each other, and TensorFlow would
-  # start ten together, for ten times the memory; on a CPU oneDNN's convolutions
-  # are not safe to run so, and crash.
+  # The terms are independent, so TensorFlow would run ten in parallel and use
+  # ten times the memory. On a CPU this also crashes oneDNN's convolutions,
+  # which are not safe to run in parallel.
   _, total = tf.while_loop(
       lambda t, total: t < diffusion.num_timesteps,
       lambda t, total: (t + 1, total + term(t)),

@@ -1,4 +1,4 @@
-"""Real images to compare samples with."""
+"""Real images as a reference for samples."""
 
 import tensorflow as tf
 
@@ -10,12 +10,12 @@ from ddpm.runtime.errors import UserError
 
 
 class RealImages:
-  """The splits of a data set, each loaded once, in a random but fixed order.
+  """A data set's splits, each loaded once, in a fixed random order.
 
   Args:
     name: 'mnist5k', 'tfds:NAME' or 'folder:PATH'.
-    data_dir: where tensorflow-datasets keeps data; None for its default.
-    shape: (H, W, C) that the images must have.
+    data_dir: data directory of tensorflow-datasets; None for its default.
+    shape: (H, W, C) of the samples, which the images must match.
   """
 
   def __init__(self, name, data_dir, shape):
@@ -25,7 +25,11 @@ class RealImages:
     self._splits = {}
 
   def split(self, split):
-    """A source of `sources`, of the shape that samples have."""
+    """Returns a split as a source, see `sources`.
+
+    Raises:
+      UserError: the data is unknown, cannot be read or has another shape.
+    """
     if split not in self._splits:
       self._splits[split] = self._load(split)
     return self._splits[split]
@@ -34,7 +38,9 @@ class RealImages:
     name, shape = self._name, self._shape
     if name.startswith('folder:'):
       if split != 'train':
-        raise UserError(f'--split is {split}, but {name} has no splits')
+        raise UserError(
+          f'--split is {split}, but {name} has no splits, expected train'
+      )
       source = sources.Folder(name.removeprefix('folder:'), order=_order)
     elif name == 'mnist5k' or name.startswith('tfds:'):
       loaded = catalog.load(
@@ -55,13 +61,13 @@ class RealImages:
     if tuple(source.shape) != shape:
       raise UserError(
           f'the samples are {words.dimensions(shape)}, but the images of {name}'
-          f' are {words.dimensions(source.shape)}: compare like with like'
+          f' are {words.dimensions(source.shape)}: both must have the same shape'
       )
     return source
 
 
 def _order(n):
-  """The same permutation of 0 to n - 1, int64 [n], on every machine."""
+  """A permutation of 0 to n - 1, int64 [n], the same on every machine."""
   return pipeline.batch_indices(
       0, 0, tf.range(n, dtype=tf.int64), batch_size=n, num_images=n
   ).numpy()

@@ -1,4 +1,4 @@
-"""Scores, to people: a table, evaluation.jsonl, TensorBoard, plots."""
+"""Reports scores: a table, evaluation.jsonl, TensorBoard, plots."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import tensorflow as tf
 from ddpm.run import logs
 from ddpm.runtime import files
 
-# Of two results with these in common the later one stands.
+# A result replaces an earlier one that agrees in all of these.
 _IDENTITY = (
     'step',
     'weights',
@@ -25,12 +25,12 @@ _IDENTITY = (
     'bpd_split',
 )
 
-# Not plotted: they are how sure another value is.
+# Not plotted: uncertainties of other values.
 _SPREADS = ('kid_stderr', 'is_std', 'bpd_stderr')
 
 
 def table(result):
-  """A result as lines of text, the floor beside each score.
+  """Formats a result as text, with each score's floor.
 
   Args:
     result: dict of metric name -> value, and 'details'.
@@ -48,7 +48,7 @@ def table(result):
 
 
 def record(workdir, result):
-  """Adds a result to WORKDIR/evaluation.jsonl, TensorBoard and the plots."""
+  """Adds a result to WORKDIR/evaluation.jsonl, TensorBoard and plots."""
   path = os.path.join(workdir, 'evaluation.jsonl')
   rows = [r for r in _read(path) if _identity(r) != _identity(result)]
   rows.append(result)
@@ -56,14 +56,14 @@ def record(workdir, result):
   lines = ''.join(json.dumps(row) + '\n' for row in rows)
   files.write_file(path, lines.encode())
 
-  # A folder of its own: TensorBoard follows one writer in each.
+  # A separate folder: TensorBoard follows one writer per folder.
   board = logs.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
   board.numbers(result['details']['step'], _values(result))
   board.close()
 
   training, sampling = _curves(rows, 'step'), _curves(rows, 'steps')
   _plot(os.path.join(workdir, 'evaluation.png'), training, 'training step')
-  # Of one number of steps there is nothing to plot.
+  # A curve needs at least two numbers of steps.
   sampling = {
       name: {k: v for k, v in curves.items() if len(v) > 1}
       for name, curves in sampling.items()
@@ -89,9 +89,10 @@ def _read(path):
 
 
 def _curves(rows, axis):
-  """metric -> label of a curve -> [(x, value, floor)], along 'step' or 'steps'.
+  """Groups results into metric -> curve label -> [(x, value, floor)].
 
-  What is neither the axis nor in the metric's name is in the label.
+  The x axis is 'step' or 'steps'. Settings that are neither the axis nor in
+  the metric's name are in the label.
   """
   label_of = {
       'step': '{weights}, {sampler} {steps}, {data} {split}',
@@ -101,7 +102,7 @@ def _curves(rows, axis):
   for row in rows:
     details = row['details']
     for name, value in _values(row).items():
-      # Bits per dimension are of a split of their own.
+      # Bits per dimension are measured on a separate split.
       split = details['bpd_split' if name.startswith('bpd') else 'split']
       sampler = details['sampler']
       for setting, plain in (('eta', 0.0), ('guidance', 1.0)):
@@ -114,7 +115,7 @@ def _curves(rows, axis):
 
 
 def _plot(path, curves, axis):
-  """One panel a metric: its curves, and the floor, dotted."""
+  """Plots one panel per metric: its curves and, dotted, the floor."""
   curves = {
       name: lines
       for name, lines in curves.items()
@@ -137,7 +138,7 @@ def _plot(path, curves, axis):
         panel.axhline(floor[-1], linestyle=':', color=color)
     panel.set(title=name, xlabel=axis)
   figure.suptitle('dotted: real images', fontsize='medium')
-  # Below all panels, where it hides no point of a curve.
+  # Below all panels, so that it hides no points.
   figure.legend(
       [drawn[label] for label in labels], labels, loc='outside lower center'
   )

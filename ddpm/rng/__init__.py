@@ -1,16 +1,15 @@
-"""Randomness as a function: counter-based keys, nothing stored.
+"""Stateless random numbers from counter-based keys.
 
-The names and the idea are JAX's: a *key* is a pair of 32-bit words; `fold_in`
-makes a new key from a key and a number; `uniform` and `normal` turn a key into
-values. The same key gives the same values on every device, inside and outside
-XLA, in any batch, which TensorFlow's own stateless normals do not promise.
+The design and names are JAX's. A *key* is a pair of 32-bit words; `fold_in`
+derives a new key from a key and a number; `uniform` and `normal` turn a key
+into values. The same key gives the same values on every device, with and
+without XLA, in any batch. TensorFlow's stateless normals do not guarantee this.
 
 The generator is Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"), written in plain integer ops, so that XLA
-fuses it into whatever uses the values.
+random numbers: as easy as 1, 2, 3"), in plain integer ops that XLA can fuse.
 
-Shapes: keys are uint32 [..., 2]; the leading axes are a batch of keys, usually
-one for each example.
+Keys are uint32 [..., 2]; the leading axes are a batch of keys, usually one per
+example.
 """
 
 import math
@@ -20,8 +19,8 @@ import tensorflow as tf
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
-# A counter's high word: `fold_in` takes numbers below 2^63, whose high word
-# is below 2^31, so that values never share a counter with derived keys.
+# The counter's high word for values. `fold_in` takes numbers below 2^63, with
+# a high word below 2^31, so values and derived keys never share a counter.
 _VALUES = 0x80000000
 
 
@@ -30,7 +29,7 @@ def _threefry2x32(key, counter):
 
   Args:
     key: pair of uint32 tensors.
-    counter: pair of uint32 tensors that broadcast against the key's.
+    counter: pair of uint32 tensors that broadcast with the key's.
 
   Returns:
     Pair of uint32 tensors of the broadcast shape.
@@ -53,10 +52,10 @@ def _threefry2x32(key, counter):
 
 
 def key(seed):
-  """The key of a seed, or of a batch of seeds.
+  """Returns the key of each seed.
 
   Args:
-    seed: non-negative integer below 2^63, or an int64 tensor [...] of them.
+    seed: integer from 0 to 2^63 - 1, or an int64 tensor [...] of them.
 
   Returns:
     uint32 [..., 2].
@@ -69,8 +68,8 @@ def fold_in(key, data):
 
   Args:
     key: uint32 [..., 2].
-    data: non-negative integer below 2^63, or a tensor of them whose shape
-      broadcasts against the key's leading axes.
+    data: integer from 0 to 2^63 - 1, or a tensor of them that broadcasts with
+      the key's leading axes.
 
   Returns:
     uint32 [..., 2] of the broadcast shape.
@@ -85,7 +84,7 @@ def uniform(key, shape):
 
   Args:
     key: uint32 [..., 2].
-    shape: static shape of the values of each key.
+    shape: static shape of the values per key.
 
   Returns:
     float32 [..., *shape].
@@ -101,14 +100,14 @@ def normal(key, shape):
 
   Args:
     key: uint32 [..., 2].
-    shape: static shape of the values of each key.
+    shape: static shape of the values per key.
 
   Returns:
     float32 [..., *shape].
   """
   size = math.prod(shape)
   x0, x1 = _bits(key, (size + 1) // 2)
-  # Half a step up, so that the logarithm never sees a zero.
+  # Shifted up by half a step, so that the logarithm's argument is never 0.
   radius = tf.sqrt(-2.0 * tf.math.log(_fraction(x0) + 2.0**-25))
   angle = (2.0 * math.pi) * _fraction(x1)
   values = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=-1)
@@ -131,8 +130,8 @@ def _bits(key, n):
 
 
 def _fraction(bits):
-  # 24 bits fill a float32's mantissa. They go through int32, since not every
-  # device converts uint32 to float.
+  # A float32 mantissa holds 24 bits. The cast goes through int32 because not
+  # every device converts uint32 to float.
   bits = tf.cast(tf.bitwise.right_shift(bits, np.uint32(8)), tf.int32)
   return tf.cast(bits, tf.float32) * 2.0**-24
 

@@ -1,4 +1,4 @@
-"""From a name to a feature extractor."""
+"""Loads feature extractors by name."""
 
 from ddpm.runtime.errors import UserError
 
@@ -10,17 +10,17 @@ def load(name, *, inception_weights, image_shape):
 
   Args:
     name: one of EXTRACTORS.
-    inception_weights: the file that 'inception' reads; None for its default.
+    inception_weights: weights file for 'inception'; None for its default.
     image_shape: (H, W, C) of the images.
 
   Returns:
     `Extractor`.
 
   Raises:
-    UserError: an unknown name, weights that are not there or not the right
-      ones, or images that the network does not take.
+    UserError: the name is unknown, the weights are missing or wrong, or the
+      network does not support the image shape.
   """
-  # Each is imported where it is asked for: they take their time.
+  # Imported lazily, because imports are slow.
   if name == 'mnist':
     from ddpm.metrics.extractors import mnist
 

@@ -1,4 +1,4 @@
-"""From a name to the network in whose features images are compared."""
+"""The interface of feature extractors, and checks they share."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,16 +13,15 @@ class Extractor:
   """A network that turns images into features.
 
   Attributes:
-    name: as it stands in the name of a score: 'inception'.
-    sha256: of the weights, as they lie in the user's file.
-    resize: in words, how an image becomes the network's input.
-    weights: NumPy arrays, what `function` takes first.
+    name: as used in the names of scores, such as 'inception'.
+    sha256: hash of the weights file.
+    resize: describes how an image becomes the network's input.
+    weights: NumPy arrays, the first argument of `function`.
     function: (weights, uint8 [B, H, W, C]) -> (features float32 [B, D],
-      probabilities float32 [B, K], or None). It holds static shapes and no
-      host ops, so that XLA can compile it.
-    has_probabilities: whether `function` returns them.
-    labels: whether class k of the probabilities is label k of a data set of
-      K classes.
+      probabilities float32 [B, K] or None). Shapes are static and there are
+      no host ops, so that XLA can compile it.
+    has_probabilities: whether `function` returns probabilities.
+    labels: whether class k of the probabilities is label k of the data set.
   """
 
   name: str
@@ -35,7 +34,7 @@ class Extractor:
 
 
 def check_sha256(file, sha256, expected, *, mend):
-  """Raises UserError, with how to mend it, for weights that are others."""
+  """Raises UserError if hashes differ; `mend` says how to fix it."""
   if sha256 != expected:
     raise UserError(
         f'{file} has SHA-256 {sha256[:16]}..., expected {expected[:16]}...:'
@@ -44,7 +43,7 @@ def check_sha256(file, sha256, expected, *, mend):
 
 
 def check_channels(name, image_shape):
-  """Raises UserError for images that are neither grey nor RGB."""
+  """Raises UserError unless images are grey or RGB."""
   if image_shape[-1] not in (1, 3):
     raise UserError(
         f'--features={name} takes images of 1 or 3 channels, these have'

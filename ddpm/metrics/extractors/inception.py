@@ -1,14 +1,14 @@
-"""The Inception network of the FID and of the Inception score.
+"""The Inception network for FID and the Inception score.
 
-It is the Inception-v3 that TensorFlow published on 2015-12-05, with 1008
-classes, as pytorch-fid (Heusel et al. 2017, ported by Seitzer) runs it; the
-layers have the names of pytorch-fid's weights. From torchvision's it differs
-where `pytorch_fid/inception.py` says so: average pools do not count their
-padding, and the last block takes the maximum instead.
+This is the Inception-v3 that TensorFlow published on 2015-12-05, with 1008
+classes, as run by pytorch-fid (Heusel et al. 2017, ported by Seitzer). Layers
+have the names of pytorch-fid's weights. It differs from torchvision's as noted
+in `pytorch_fid/inception.py`: average pooling excludes the padding, and the
+last block uses max pooling instead.
 
-The Inception score (Salimans et al. 2016) leaves the bias of the last layer
-out, by the authors' own `inception_score/model.py`, and so does torch-fidelity
-('logits_unbiased'). So there is no bias here.
+The last layer has no bias: the Inception score omits it, both in the authors'
+`inception_score/model.py` (Salimans et al. 2016) and in torch-fidelity
+('logits_unbiased').
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from ddpm.runtime.errors import UserError
 
 layers = keras.layers
 
-# Where pytorch-fid has PyTorch keep them.
+# Where pytorch-fid caches them.
 DEFAULT_WEIGHTS = (
     '~/.cache/torch/hub/checkpoints/pt_inception-2015-12-05-6726825d.pth'
 )
@@ -39,18 +39,19 @@ _URL = (
 
 
 def extractor(path, image_shape):
-  """The `Extractor` of a file of pytorch-fid's weights.
+  """Returns the `Extractor` for a file of pytorch-fid's weights.
 
   Args:
-    path: the file, '~' is the user's home; None for DEFAULT_WEIGHTS.
-    image_shape: (H, W, C) of the images: any size, 1 or 3 channels.
+    path: the file, in which '~' is expanded; None for DEFAULT_WEIGHTS.
+    image_shape: (H, W, C) of the images; any size, 1 or 3 channels.
 
   Raises:
-    UserError: no file, another file, or another number of channels.
+    UserError: the file is missing or has the wrong hash, or the number of
+      channels is not supported.
   """
   check_channels('inception', image_shape)
   path = os.path.expanduser(path or DEFAULT_WEIGHTS)
-  mend = f'download {_URL} and give it as --inception_weights=FILE'
+  mend = f'download {_URL} and pass it as --inception_weights=FILE'
   try:
     with open(path, 'rb') as f:
       sha256 = hashlib.file_digest(f, 'sha256').hexdigest()
@@ -64,11 +65,11 @@ def extractor(path, image_shape):
 
 
 def from_state_dict(state, sha256):
-  """The `Extractor` of weights under pytorch-fid's names.
+  """Returns the `Extractor` for weights with pytorch-fid's names.
 
   Args:
     state: dict of NumPy arrays, from `torch_file.read`.
-    sha256: of the file that they come from.
+    sha256: hash of the weights file.
   """
   model = network()
 
@@ -87,7 +88,7 @@ def from_state_dict(state, sha256):
 
 
 def network():
-  """In [-1, 1], [B, 299, 299, 3] -> features [B, 2048], logits [B, 1008]."""
+  """[B, 299, 299, 3] in [-1, 1] -> features [B, 2048], logits [B, 1008]."""
   x = images = keras.Input((299, 299, 3))
   x = _conv(x, 'Conv2d_1a_3x3', 32, 3, strides=2, padding='valid')
   x = _conv(x, 'Conv2d_2a_3x3', 32, 3, padding='valid')
@@ -110,7 +111,7 @@ def network():
   features = layers.GlobalAveragePooling2D()(x)
   logits = layers.Dense(1008, use_bias=False, name='fc')(features)
   model = keras.Model(images, [features, logits])
-  # So that all weights are in one list, and BatchNorm takes its averages.
+  # Puts all weights in one list and makes BatchNorm use its moving averages.
   model.trainable = False
   return model
 
@@ -139,7 +140,7 @@ def _block_b(x, name):
 
 
 def _block_c(x, name, features):
-  """Its figure 6: 7 x 7 as 1 x 7 and 7 x 1."""
+  """Figure 6 there: 7 x 7 as 1 x 7 and 7 x 1."""
   a = _conv(x, f'{name}.branch1x1', 192, 1)
   b = _conv(x, f'{name}.branch7x7_1', features, 1)
   b = _conv(b, f'{name}.branch7x7_2', features, (1, 7))
@@ -166,7 +167,7 @@ def _block_d(x, name):
 
 
 def _block_e(x, name, pool):
-  """Its figure 7: 3 x 3 as 1 x 3 beside 3 x 1."""
+  """Figure 7 there: 3 x 3 as 1 x 3 and 3 x 1 in parallel."""
   a = _conv(x, f'{name}.branch1x1', 320, 1)
   b = _conv(x, f'{name}.branch3x3_1', 384, 1)
   b1 = _conv(b, f'{name}.branch3x3_2a', 384, (1, 3))
@@ -180,7 +181,7 @@ def _block_e(x, name, pool):
 
 
 def _pool3(x, pool):
-  # Neither of TensorFlow's counts its padding.
+  # TensorFlow's average pooling excludes the padding, as needed here.
   return pool(3, strides=1, padding='same')(x)
 
 

@@ -1,4 +1,4 @@
-"""The user's own network, as TensorFlow saves one."""
+"""The user's own network as a SavedModel."""
 
 import hashlib
 import os
@@ -11,18 +11,18 @@ from ddpm.runtime.errors import UserError
 
 
 def extractor(directory, image_shape):
-  """The `Extractor` of a SavedModel.
+  """Returns the `Extractor` for a SavedModel.
 
   Its signature `serving_default` takes images [B, H, W, C] with pixels from 0
-  to 255, as uint8 or float32. It returns `features` [B, D], or one output that
-  is them, and `probabilities` [B, K] if it has any.
+  to 255, as uint8 or float32. It returns `features` [B, D] and optionally
+  `probabilities` [B, K]; a single output may have any name.
 
   Args:
     directory: the SavedModel.
     image_shape: (H, W, C) of the images.
 
   Raises:
-    UserError: no SavedModel there, or one that does not take the images.
+    UserError: it is not a SavedModel, or its signature does not fit.
   """
   try:
     loaded = tf.saved_model.load(directory)
@@ -36,14 +36,14 @@ def extractor(directory, image_shape):
   if others or not spec.shape.is_compatible_with([None, *image_shape]):
     raise UserError(
         f'--features: {directory} takes {spec.shape}, the images are'
-        f' {[None, *image_shape]}'
+        f' {[None, *image_shape]}: export it for this shape'
     )
   outputs = signature.structured_outputs
   key = 'features' if 'features' in outputs else next(iter(outputs))
   if key != 'features' and len(outputs) > 1:
     raise UserError(
         f'--features: {directory} returns {", ".join(outputs)}, expected an'
-        ' output that is called features'
+        ' output named features'
     )
 
   def function(weights, images):
@@ -64,7 +64,7 @@ def extractor(directory, image_shape):
 
 
 def _sha256(directory):
-  """Of the graph and of the variables, file by file."""
+  """Hash of the files of the graph and the variables."""
   digest = hashlib.sha256()
   for pattern in ('saved_model.pb', 'variables/variables.*'):
     for path in sorted(tf.io.gfile.glob(os.path.join(directory, pattern))):

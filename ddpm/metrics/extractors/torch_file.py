@@ -1,8 +1,8 @@
-"""Reads the tensors of a PyTorch file, without PyTorch.
+"""Reads the tensors of a PyTorch file without PyTorch.
 
-A pickle is a program, which runs when it is read: here it may build
-dictionaries and tensors, and nothing else. What lies where in a file is taken
-from `_legacy_load` and `_load` in PyTorch's torch/serialization.py.
+Unpickling can run arbitrary code; here it can build only dictionaries and
+tensors. The file layouts follow `_legacy_load` and `_load` in PyTorch's
+torch/serialization.py.
 """
 
 import collections
@@ -17,9 +17,9 @@ import numpy as np
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# What a file begins with. The legacy format is five pickles (this number, the
-# version, the writer's machine, the state dict, the keys of its storages), and
-# then the storages, as they lie in memory.
+# The first bytes of a file. The legacy format is five pickles (this number, the
+# version, the writer's machine, the state dict, the keys of its storages)
+# followed by the raw storages.
 _ZIP = b'PK\x03\x04'
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -35,7 +35,7 @@ _DTYPES = {
     'BoolStorage': np.dtype('?'),
 }
 
-# What PyTorch calls the weights of a Keras layer.
+# Keras's names of a layer's weights to PyTorch's.
 _NAMES = {
     'kernel': 'weight',
     'bias': 'bias',
@@ -47,18 +47,17 @@ _NAMES = {
 
 
 def read(path):
-  """Reads a state dict that `torch.save` wrote, in either of its formats.
+  """Reads a state dict that `torch.save` wrote, in the zip or legacy format.
 
   Args:
     path: the file.
 
   Returns:
-    Dict of NumPy arrays, by name. They are views of the file's bytes, and
-    cannot be written to.
+    Dict of NumPy arrays by name, which are read-only views of the file's bytes.
 
   Raises:
-    UserError: a file that cannot be read, that is cut short, or that holds
-      anything but a dict of tensors.
+    UserError: the file cannot be read, is truncated, or holds anything but a
+      dict of tensors.
   """
   try:
     with open(path, 'rb') as f:
@@ -71,19 +70,19 @@ def read(path):
     else:
       state, storages = _read_legacy(data)
     return {name: t.array(storages[t.key]) for name, t in state.items()}
-  # Of bytes that are not what they should be, pickle may raise anything.
+  # On malformed bytes pickle may raise anything.
   except Exception as e:
     raise UserError(
-        f'{path} is not a whole state dict of PyTorch ({reason(e)}): expected'
-        ' what torch.save(model.state_dict(), file) writes; get the file anew'
+        f'{path} is not a complete PyTorch state dict ({reason(e)}), expected'
+        ' a file from torch.save(model.state_dict(), file): download it again'
     ) from e
 
 
 def keras_weights(model, state):
-  """The weights of a Keras model whose layers have the names of PyTorch's.
+  """Converts weights for a Keras model with the same layer names.
 
   Args:
-    model: built of Conv2D, DepthwiseConv2D, BatchNormalization and Dense.
+    model: built from Conv2D, DepthwiseConv2D, BatchNormalization and Dense.
     state: from `read`.
 
   Returns:
@@ -94,8 +93,8 @@ def keras_weights(model, state):
     layer, name = variable.path.rsplit('/', 1)
     array = state[f'{layer}.{_NAMES[name]}']
     if array.ndim == 4:
-      # [out, in, h, w] to [h, w, in, out]; in a depthwise kernel "in" is 1,
-      # and comes last in Keras.
+      # [out, in, h, w] to [h, w, in, out]. In a depthwise kernel "in" is 1 and
+      # comes last in Keras.
       array = np.transpose(array, [2, 3, 1, 0])
       if array.shape != variable.shape:
         array = np.swapaxes(array, 2, 3)
@@ -113,7 +112,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-  """Where in which storage a tensor lies; offset and strides in elements."""
+  """A tensor's location in a storage; offset and strides in elements."""
 
   key: str
   dtype: np.dtype
@@ -123,7 +122,7 @@ class _Tensor:
 
   def array(self, storage):
     size = self.dtype.itemsize
-    # NumPy checks that all of it lies in the storage.
+    # NumPy checks the bounds.
     return np.ndarray(
         self.shape,
         self.dtype,
@@ -140,7 +139,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
 def _rebuild_parameter(tensor, *_):
   return tensor
 
-# All that a state dict calls for.
+# All that a state dict needs.
 _CALLABLES = {
     ('collections', 'OrderedDict'): collections.OrderedDict,
     ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
@@ -149,7 +148,7 @@ _CALLABLES = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds a state dict, and keeps the storages that it mentions."""
+  """Builds a state dict and collects the storages it refers to."""
 
   def __init__(self, file):
     super().__init__(file)
@@ -163,10 +162,10 @@ class _Unpickler(pickle.Unpickler):
     return _CALLABLES[module, name]
 
   def persistent_load(self, pid):
-    # The last is of the legacy format: where a storage lies within another.
+    # `view` is in the legacy format only: a storage within another.
     kind, dtype, key, _device, _size, *view = pid
     if kind != 'storage' or any(view):
-      raise pickle.UnpicklingError('it refers to more than storages')
+      raise pickle.UnpicklingError('it refers to objects other than storages')
     return self.storages.setdefault(key, _Storage(key, _DTYPES[dtype]))
 
   def load_state(self):
@@ -176,14 +175,14 @@ class _Unpickler(pickle.Unpickler):
     for name, value in state.items():
       if not isinstance(value, _Tensor):
         raise pickle.UnpicklingError(
-            f'{name!r} in it is a {type(value).__name__}'
+            f'its entry {name!r} is a {type(value).__name__}'
         )
     return state
 
 
 def _read_zip(data):
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
-    # All names begin with the name that the file had when it was written.
+    # All names start with the original file name.
     root = archive.namelist()[0].split('/')[0]
     if f'{root}/byteorder' in archive.namelist():
       _check_byte_order(archive.read(f'{root}/byteorder') == b'little')
@@ -197,7 +196,7 @@ def _read_zip(data):
 
 def _read_legacy(data):
   if not data.startswith(_LEGACY):
-    raise pickle.UnpicklingError('it begins as none')
+    raise pickle.UnpicklingError('unknown file format')
   file = io.BytesIO(data)
   _, _, machine = [_Unpickler(file).load() for _ in range(3)]
   _check_byte_order(machine['little_endian'])

@@ -2,8 +2,8 @@
 
   python -m ddpm.metrics.extractors.train_mnist --out=mnist.npy
 
-Needs all of MNIST, by tensorflow-datasets. Prints test accuracy and SHA-256.
-Other weights are another extractor, whose scores do not compare.
+Needs MNIST from tensorflow-datasets. Prints test accuracy and SHA-256. Scores
+with different weights are not comparable.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ def define_flags():
   flags.DEFINE_string(
       'data_dir',
       '~/tensorflow_datasets',
-      'Where tensorflow-datasets has MNIST.',
+      'The tensorflow-datasets folder that has MNIST.',
   )
-  flags.DEFINE_string('out', None, 'The file of weights to write.')
+  flags.DEFINE_string('out', None, 'The weights file to write.')
 
 
 _EPOCHS = 15
@@ -40,7 +40,7 @@ _BATCH_SIZE = 128
 
 def main():
   if not FLAGS.out:
-    raise UserError('--out is missing: the file of weights to write')
+    raise UserError('--out is missing: set it to the weights file to write')
   keras.utils.set_random_seed(0)
   tf.config.experimental.enable_op_determinism()
   train, test = (
@@ -50,7 +50,7 @@ def main():
       for split in ('train', 'test')
   )
   model = mnist.network()
-  # Digits a little off their place are digits, too: the features are to say so.
+  # Slightly shifted digits should have similar features.
   shift = keras.layers.RandomTranslation(0.08, 0.08, fill_mode='constant')
   images = keras.Input(mnist.IMAGE_SHAPE)
   classifier = keras.Model(images, model(shift(images))[1])
