@@ -110,7 +110,7 @@ def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
         (['--config.model.image_channels=3'],
          'image_channels is 3, but the images of mnist5k have 1'),
         (['--config.distribute.virtual_devices=3'],
-         'config.train.batch_size is 8, which the 3 replicas do not divide: use 6'),
+         'train.batch_size is 8, which the 3 replicas do not divide: use 6'),
         (['--config.distribute.strategy=multi_worker'], 'TF_CONFIG'),
         (['--config.distribute.strategy=tpu'], 'no TPU answers'),
         (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be written'),

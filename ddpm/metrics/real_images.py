@@ -61,7 +61,8 @@ class RealImages:
     if tuple(source.shape) != shape:
       raise UserError(
           f'the samples are {words.dimensions(shape)}, but the images of {name}'
-          f' are {words.dimensions(source.shape)}: both must have the same shape'
+          f' are {words.dimensions(source.shape)}: both must have the same'
+          ' shape'
       )
     return source
 
