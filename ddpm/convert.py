@@ -73,7 +73,7 @@ def main():
         f' got {len(chosen)}'
     )
   if not FLAGS.workdir:
-    raise UserError('--workdir is missing: pass the run\'s folder')
+    raise UserError("--workdir is missing: pass the run's folder")
   if FLAGS.config and not FLAGS.from_diffusers:
     raise UserError('--config needs --from_diffusers: a run has its own config')
   directory, convert = chosen[0]
