@@ -12,8 +12,8 @@ import sys
 __version__ = '0.1.0'
 __all__ = ['Run', 'train']
 
-# `python -m ddpm.PROGRAM` passes through this file before it imports anything.
-# Whoever imports ddpm keeps their own settings.
+# `python -m ddpm.PROGRAM` runs this file before the program's own imports. A
+# plain `import ddpm` changes no settings.
 if sys.argv[0] == '-m':
   from ddpm.runtime import environment
 
@@ -22,7 +22,7 @@ if sys.argv[0] == '-m':
 
 
 def __getattr__(name):
-  """Starts TensorFlow when `Run` or `train` is asked for, and not before."""
+  """Imports TensorFlow on the first use of `Run` or `train`."""
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   from ddpm.runtime import environment

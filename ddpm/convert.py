@@ -1,14 +1,14 @@
-"""Turns models from and to other formats.
+"""Converts models from and to other formats.
 
   python -m ddpm.convert --from_diffusers=DIR --workdir=runs/cat
   python -m ddpm.convert --to_diffusers=DIR --workdir=runs/cat
   python -m ddpm.convert --to_savedmodel=DIR --workdir=runs/cat
 
-The first line makes a workdir, at step 0, of a DDPMPipeline that diffusers
-saved; it samples, is evaluated and trains on like any other. (With a --config
-whose train.label_dropout is not 0, the last class is the one that says
-nothing.) The second one writes such a pipeline. The third one writes a
-SavedModel, from seeds to images, for who has TensorFlow and not this package.
+--from_diffusers turns a saved DDPMPipeline into a workdir at step 0, to sample,
+evaluate or train further. (With a --config whose train.label_dropout is not 0,
+the pipeline's last class is the null class.) --to_diffusers writes such a
+pipeline. --to_savedmodel writes a SavedModel that maps seeds to images, for
+TensorFlow-only environments.
 """
 
 import contextlib
@@ -40,19 +40,19 @@ def define_flags():
       'from_diffusers', None, 'Folder to read: a DDPMPipeline or UNet2DModel.'
   )
   flags.DEFINE_string(
-      'to_diffusers', None, 'Folder to make: a DDPMPipeline.'
+      'to_diffusers', None, 'Folder to create: a DDPMPipeline.'
   )
   flags.DEFINE_string(
-      'to_savedmodel', None, 'Folder to make: a SavedModel of the sampler.'
+      'to_savedmodel', None, 'Folder to create: a SavedModel of the sampler.'
   )
   flags.DEFINE_string(
-      'workdir', None, 'Folder of the run; to make, with --from_diffusers.'
+      'workdir', None, "The run's folder; --from_diffusers creates it."
   )
   config_flags.DEFINE_config_file(
       'config',
       None,
-      'What --from_diffusers does not say (data, optimizer, ...): a file of'
-      ' configs/, by default default.py.',
+      'Config file for what a pipeline lacks (data, optimizer, ...); with'
+      ' --from_diffusers only. By default configs/default.py.',
       lock_config=True,
   )
   flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
@@ -60,7 +60,7 @@ def define_flags():
 
 
 def main():
-  preemption.StopSignal()  # There is nothing to save: it ends at once.
+  preemption.StopSignal()  # Exits at once: there is nothing to save.
   modes = [
       (FLAGS.from_diffusers, from_diffusers),
       (FLAGS.to_diffusers, to_diffusers),
@@ -73,15 +73,15 @@ def main():
         f' got {len(chosen)}'
     )
   if not FLAGS.workdir:
-    raise UserError('--workdir is missing: the folder of the run')
+    raise UserError("--workdir is missing: pass the run's folder")
   if FLAGS.config and not FLAGS.from_diffusers:
-    raise UserError('--config is of --from_diffusers: the run has its own')
+    raise UserError('--config needs --from_diffusers: a run has its own config')
   directory, convert = chosen[0]
   convert(directory, FLAGS.workdir)
 
 
 def from_diffusers(directory, workdir):
-  """Makes a workdir of a folder of diffusers."""
+  """Makes a workdir from a saved DDPMPipeline or UNet2DModel."""
   config = FLAGS.config or defaults.get_config()
   config_lib.check_found(config)
   with _new_folder('workdir', workdir) as folder:
@@ -98,7 +98,7 @@ def from_diffusers(directory, workdir):
     config_lib.save(config, folder)
   logging.info(
       'wrote %s: %s parameters; next: python -m ddpm.sample --workdir=%s'
-      ' --outdir=out, or to train on: python -m ddpm.main'
+      ' --outdir=out, or to train further: python -m ddpm.main'
       ' --config=configs/workdir.py:%s --workdir=%s',
       workdir, f'{layout.size:,}', workdir, workdir, workdir,
   )  # fmt: skip
@@ -117,7 +117,7 @@ def to_diffusers(directory, workdir):
 
 
 def to_savedmodel(directory, workdir):
-  """Writes a run's sampler as a SavedModel, from seeds to images."""
+  """Writes a run's sampler as a SavedModel that maps seeds to images."""
   with _new_folder('to_savedmodel', directory) as folder:
     source, loaded, params = _read_run(workdir)
     sampler = sampler_lib.for_run(
@@ -149,7 +149,7 @@ def to_savedmodel(directory, workdir):
 
 
 def _read_run(workdir):
-  """Which weights, the `reader.Run` they are of, and the weights."""
+  """Name and step of the weights, their `reader.Run`, and the weights."""
   path = checkpoint.find(workdir, FLAGS.checkpoint)
   loaded = reader.Run(workdir)
   step, name, params = loaded.weights(path, FLAGS.weights)
@@ -158,7 +158,7 @@ def _read_run(workdir):
 
 @contextlib.contextmanager
 def _new_folder(flag, path):
-  """A folder that appears whole or not at all. Yields where to write it."""
+  """Creates a folder atomically. Yields the temporary path to write to."""
   path = path.rstrip('/')
   part = f'{path}.incomplete'
   with writing(f'--{flag} {path}'):
@@ -167,7 +167,7 @@ def _new_folder(flag, path):
       raise UserError(f'--{flag} {path} is a file, expected a new folder')
     if exists and tf.io.gfile.listdir(path):
       raise UserError(f'--{flag} {path} is not empty, expected a new folder')
-    if tf.io.gfile.exists(part):  # What an attempt that was killed left.
+    if tf.io.gfile.exists(part):  # Left by a killed attempt.
       tf.io.gfile.rmtree(part)
     tf.io.gfile.makedirs(part)
   try:

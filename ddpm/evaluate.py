@@ -1,4 +1,4 @@
-"""Scores images: a run's samples, or anybody's.
+"""Scores a run's samples, or any other images.
 
   python -m ddpm.evaluate --workdir=runs/mnist5k
   python -m ddpm.evaluate --workdir=runs/mnist5k --every_checkpoint
@@ -32,56 +32,55 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   flags.DEFINE_string(
-      'workdir', None, 'Folder of the run whose samples are scored.'
+      'workdir', None, 'Folder of the run to score.'
   )
   flags.DEFINE_string(
-      'samples', None, 'Images to score instead: FILE.npz or a folder.'
+      'samples', None, 'Images to score instead of a run: FILE.npz or a folder.'
   )
   flags.DEFINE_bool(
-      'every_checkpoint', False, 'Score all checkpoints of the run.'
+      'every_checkpoint', False, "Score all of the run's checkpoints."
   )
   flags.DEFINE_list(
       'metrics',
       list(scoring.METRICS),
-      'Some of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
+      'Any of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
   )
   flags.DEFINE_integer(
       'num_samples',
       None,
-      'Images to score; by default 2000 of a run, all of --samples. Papers take'
-      ' 50000.',
+      'Images to score; by default 2000 for a run, all for --samples. Papers'
+      ' use 50000.',
   )
   flags.DEFINE_string(
       'data',
       None,
-      'Real images: mnist5k, tfds:NAME or folder:PATH; by default those of the'
-      ' run.',
+      "Real images: mnist5k, tfds:NAME or folder:PATH; by default the run's.",
   )
   flags.DEFINE_string(
-      'data_dir', None, 'Where tensorflow-datasets keeps what it prepared.'
+      'data_dir', None, 'Folder of the prepared tensorflow-datasets.'
   )
   flags.DEFINE_string(
       'split',
       None,
-      'train or test: the real images; by default train, and test for bpd.',
+      'Split of the real images, train or test; by default train (bpd: test).',
   )
   flags.DEFINE_string(
       'features',
       None,
-      'mnist (by default, for images of 28 x 28 x 1), inception (for others),'
-      ' efficientnet, or savedmodel:DIR.',
+      'mnist (default for 28 x 28 x 1 images), inception (default for others),'
+      ' efficientnet or savedmodel:DIR.',
   )
   flags.DEFINE_string(
-      'inception_weights', None, 'File of --features=inception.'
+      'inception_weights', None, 'Weights file for --features=inception.'
   )
   flags.DEFINE_string(
-      'out', None, "JSON file for the result; of several, the last one's."
+      'out', None, "JSON file for the result, or the last checkpoint's."
   )
   sampler_flags.define_flags()
 
 
 def main():
-  preemption.StopSignal()  # What was drawn is on disk: it ends at once.
+  preemption.StopSignal()  # Exits at once: finished images are on disk.
   metrics = _check_flags()
   result = _score_images(metrics) if FLAGS.samples else _score_run(metrics)
   if FLAGS.out:
@@ -90,24 +89,23 @@ def main():
 
 
 def _check_flags():
-  """The metrics asked for. Raises UserError if flags do not fit together."""
+  """The set of --metrics. Raises UserError if flags do not fit together."""
   if 'TF_CONFIG' in os.environ:
     raise UserError(
-        'TF_CONFIG is set, but ddpm.evaluate is for one host: unset it'
+        'TF_CONFIG is set, but ddpm.evaluate runs on one host: unset it'
     )
   if bool(FLAGS.workdir) == bool(FLAGS.samples):
-    raise UserError('one of --workdir and --samples is needed: what to score')
+    raise UserError('exactly one of --workdir and --samples is needed')
   if FLAGS.samples and not FLAGS.data:
     raise UserError(
-        '--data is missing, what --samples are compared with: mnist5k,'
-        ' tfds:NAME or folder:PATH'
+        '--data is missing: --samples needs mnist5k, tfds:NAME or folder:PATH'
     )
   if FLAGS.samples and FLAGS.every_checkpoint:
-    raise UserError('--every_checkpoint is for a --workdir')
+    raise UserError('--every_checkpoint needs --workdir, got --samples')
   scoring.check_metrics(FLAGS.metrics)
   metrics = set(FLAGS.metrics)
   if FLAGS.samples and 'bpd' in metrics:
-    raise UserError('--metrics=bpd is of a model: it needs --workdir')
+    raise UserError('--metrics=bpd needs --workdir, got --samples')
   if FLAGS.split not in (None, 'train', 'test'):
     raise UserError(f'--split is {FLAGS.split!r}, expected train or test')
   return metrics
@@ -122,8 +120,8 @@ def _score_images(metrics):
   scoring.check_number(count, metrics)
   if len(samples) < count:
     raise UserError(
-        f'{FLAGS.samples} has {len(samples)} images, expected the {count} of'
-        ' --num_samples'
+        f'{FLAGS.samples} has {len(samples)} images, but --num_samples is'
+        f' {count}'
     )
   real = real_images.RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
   split = FLAGS.split or 'train'

@@ -2,7 +2,7 @@
 
   python -m ddpm.main --config=configs/mnist5k.py --workdir=runs/mnist5k
 
-To resume, run the same command again.
+Rerun to resume.
 """
 
 import resource
@@ -24,10 +24,10 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   config_flags.DEFINE_config_file(
-      'config', None, 'The experiment: a file of configs/.', lock_config=True
+      'config', None, 'A file such as configs/mnist5k.py.', lock_config=True
   )
   flags.DEFINE_string(
-      'workdir', None, 'Folder for checkpoints and logs; shared by all workers.'
+      'workdir', None, 'Folder for checkpoints and logs, shared by all workers.'
   )
   flags.DEFINE_bool(
       'dry_run', False, 'Run one step, print sizes and memory, write nothing.'
@@ -38,9 +38,9 @@ def main():
   stop = preemption.StopSignal()
   config = FLAGS.config
   if config is None:
-    raise UserError('--config is missing: a file of configs/')
+    raise UserError('--config is missing: pass one such as configs/mnist5k.py')
   if not (FLAGS.dry_run or FLAGS.workdir):
-    raise UserError('--workdir is missing: a folder for the run')
+    raise UserError('--workdir is missing: pass a folder for the run')
   config_lib.check_found(config)
   config_lib.validate(config)
   strategy = build.make_strategy(config)
@@ -58,14 +58,14 @@ def _dry_run(config, strategy):
   print(f'devices: {", ".join(strategy.extended.worker_devices)}')
   print(f'replicas: {strategy.num_replicas_in_sync}')
   print(f'per-replica batch: {trainer.replica_batch_size}')
-  print(f'loss of the first step: {metrics["loss"]:.6f}')
+  print(f'first loss: {metrics["loss"]:.6f}')
   gpus = tf.config.list_logical_devices('GPU')
   for gpu in gpus:
     peak = tf.config.experimental.get_memory_info(gpu.name)['peak']
-    print(f'memory: {peak / 2**30:.2f} GiB at the peak on {gpu.name}')
+    print(f'memory: {peak / 2**30:.2f} GiB peak on {gpu.name}')
   if not gpus:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f'memory: {peak / 2**30:.2f} GiB at the peak of the process')
+    print(f'memory: {peak / 2**30:.2f} GiB peak resident set')
 
 
 if __name__ == '__main__':

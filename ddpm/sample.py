@@ -3,8 +3,8 @@
   python -m ddpm.sample --workdir=runs/mnist5k --seeds=0-63 --outdir=out
 
 Writes samples.npz, grid.png and manifest.json. The run may still be training.
-The same command goes on where it was killed. Several hosts that share OUT draw
-together, each with its own number in TF_CONFIG.
+Rerun to resume; finished images are kept. Several hosts can share a job: give
+them the same OUTDIR, and each its own index in TF_CONFIG.
 """
 
 import functools
@@ -32,53 +32,51 @@ from ddpm.sampling import job as job_lib
 from ddpm.sampling import pictures
 from ddpm.sampling import sampler as sampler_lib
 
-# What a machine has memory to list.
+# All seeds are held in host memory.
 _MOST_SEEDS = 100_000_000
 
-# What a device has memory to keep all frames of.
+# A device holds all frames of all images.
 _MOST_ANIMATED = 64
 
 FLAGS = flags.FLAGS
 
 
 def define_flags():
-  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string('workdir', None, "The run's folder.")
   flags.DEFINE_string('outdir', None, 'Folder for the images.')
   flags.DEFINE_string(
-      'seeds', '0-63', 'One image for each: ranges and lists, as 3,7,20-29.'
+      'seeds', '0-63', 'One image per seed: ranges and lists as in 3,7,20-29.'
   )
   flags.DEFINE_string(
       'labels',
       'all',
-      'Classes: one, a list as 3,1,4 (over and over along the seeds), or all,'
-      ' seed mod the number of classes.',
+      'Classes: one, a list such as 3,1,4 (repeated along the seeds), or all'
+      ' (seed mod the number of classes).',
   )
   flags.DEFINE_integer(
       'batch_size',
       None,
-      'Images drawn at once on each device; by default as many as it has use'
-      ' for.',
+      'Images per device at once; by default 16 on a CPU, 256 elsewhere.',
   )
   flags.DEFINE_string(
       'precision',
       None,
-      'float32, mixed_bfloat16 or mixed_float16; by default what the config'
-      ' says.',
+      "float32, mixed_bfloat16 or mixed_float16; by default the config's.",
   )
   flags.DEFINE_string(
       'checkpoint',
       'latest',
       'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
   )
-  flags.DEFINE_bool('png', False, 'One file an image, too: png/SEED.png.')
+  flags.DEFINE_bool('png', False, 'Also write png/SEED.png.')
   flags.DEFINE_bool(
-      'animation', False, 'Also write animation.png: from noise to the grid.'
+      'animation', False, 'Also write animation.png, from noise to the grid.'
   )
   flags.DEFINE_string(
       'interpolate',
       None,
-      'SEED_A,SEED_B,N: instead of --seeds N images, from that of one seed to'
-      ' that of another.',
+      "SEED_A,SEED_B,N: N images from one seed's to the other's, instead of"
+      ' --seeds.',
   )
   flags.DEFINE_string(
       'init_image',
@@ -88,18 +86,18 @@ def define_flags():
   flags.DEFINE_float(
       'strength',
       0.5,
-      'How much noise --init_image gets: a fraction of the process; 1 leaves'
+      'How far to noise --init_image, as a fraction of the process; 1 leaves'
       ' nothing of the picture.',
   )
   flags.DEFINE_string(
       'inpaint',
       None,
-      'Picture, a part of which is painted anew, once for each seed.',
+      'Picture to repaint inside --mask, once per seed.',
   )
   flags.DEFINE_string(
-      'mask', None, 'Picture that is white where --inpaint is to paint.'
+      'mask', None, 'Picture, white where --inpaint repaints.'
   )
-  # Their older names.
+  # The old names still work.
   flags.DEFINE_alias('film', 'animation')
   flags.DEFINE_alias('denoise_from', 'init_image')
   flags.DEFINE_alias('at', 'strength')
@@ -107,10 +105,12 @@ def define_flags():
 
 
 def main():
-  preemption.StopSignal()  # What was drawn is on disk: it ends at once.
+  preemption.StopSignal()  # Exits at once: finished images are on disk.
   started = time.monotonic()
   if not FLAGS.workdir or not FLAGS.outdir:
-    raise UserError('--workdir and --outdir are needed: the run, and a folder')
+    raise UserError(
+        '--workdir or --outdir is missing: pass the run and an output folder'
+    )
   check_flags()
   host, hosts = cluster.this_host()
   model = reader.Run(FLAGS.workdir, precision=FLAGS.precision)
@@ -148,27 +148,27 @@ def main():
 
 
 def _columns():
-  """What is to be drawn: seeds [N], or with fractions [N] pairs [N, 2]."""
+  """Columns of the job: seeds [N], or pairs [N, 2] and fractions [N]."""
   if FLAGS.interpolate:
     return parse_interpolation(FLAGS.interpolate)
   return {'seeds': parse_seeds(FLAGS.seeds)}
 
 
 def _make_job(model, columns, strategy, host, hosts):
-  """The job that the flags describe, and what else its manifest tells."""
+  """The job that the flags describe, and more fields for its manifest."""
   seeds = columns['seeds'].reshape(len(columns['seeds']), -1)[:, 0]
   if FLAGS.animation and len(seeds) > _MOST_ANIMATED:
     raise UserError(
-        f'--animation takes at most {_MOST_ANIMATED} images, but there are'
-        f' {len(seeds)}'
+        f'--animation takes at most {_MOST_ANIMATED} images, got'
+        f' {len(seeds)}: use fewer seeds'
     )
   labels = parse_labels(FLAGS.labels, seeds, model.config.model.num_classes)
   if labels is not None:
     columns = columns | {'labels': labels}
-  given, mask, pictured = _pictures(model)
+  picture, mask, pictured = _pictures(model)
   settings = sampler_flags.settings()
   if FLAGS.interpolate and settings['eta'] is None:
-    settings['eta'] = 0.0  # The way is between the first noises alone.
+    settings['eta'] = 0.0  # Only initial noise is interpolated.
   path = checkpoint.find(FLAGS.workdir, FLAGS.checkpoint)
   sampler = sampler_lib.for_run(
       model,
@@ -177,14 +177,14 @@ def _make_job(model, columns, strategy, host, hosts):
           strategy, min(len(seeds), shards.ROWS), most=FLAGS.batch_size
       ),
       strategy=strategy,
-      init_image=given,
+      init_image=picture,
       mask=mask,
       strength=FLAGS.strength if FLAGS.init_image else 1.0,
       animation=FLAGS.animation,
   )
   if FLAGS.interpolate and sampler.is_noisy:
     raise UserError(
-        '--interpolate needs a sampler that adds no noise, but this is'
+        '--interpolate needs a sampler that adds no noise, but got'
         f' {sampler.spec.sampler} with eta {sampler.spec.eta}: use'
         ' --sampler=dpmpp_2m'
     )
@@ -206,7 +206,7 @@ def _make_job(model, columns, strategy, host, hosts):
           'animation': FLAGS.animation,
           'interpolate': FLAGS.interpolate,
       } | pictured,
-      given=given,
+      given=picture,
       grid_columns=len(seeds) if FLAGS.interpolate else None,
       host=host,
       hosts=hosts,
@@ -229,62 +229,62 @@ def _make_job(model, columns, strategy, host, hosts):
 
 
 def check_flags():
-  """Raises UserError if a flag is out of range, or lacks its partner."""
+  """Raises UserError if flags are out of range or do not fit together."""
   if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
     raise UserError(f'--batch_size is {FLAGS.batch_size}, expected 1 or more')
-  what = [
+  modes = [
       name
       for name in ('interpolate', 'init_image', 'inpaint')
       if FLAGS[name].value
   ]
-  if len(what) > 1:
-    raise UserError(f'expected one of --{" and --".join(what)}')
+  if len(modes) > 1:
+    raise UserError(f'expected one of --{" and --".join(modes)}')
   if FLAGS.interpolate and FLAGS['seeds'].present:
     raise UserError('--interpolate names its seeds: leave out --seeds')
   if FLAGS['strength'].present and not FLAGS.init_image:
     raise UserError('--strength needs --init_image, which is missing')
   if not 0.0 < FLAGS.strength <= 1.0:
     raise UserError(
-        f'--strength is {FLAGS.strength}, expected more than 0, at most 1'
+        f'--strength is {FLAGS.strength}, expected more than 0 and at most 1'
     )
   if bool(FLAGS.inpaint) != bool(FLAGS.mask):
     raise UserError(
-        '--inpaint and --mask go together: the picture, and one of its size'
-        ' that is white where it is to be painted'
+        '--inpaint and --mask go together: pass a picture and a mask of the'
+        ' same size, white where to repaint'
     )
 
 
 def _pictures(model):
-  """What --init_image, --inpaint and --mask name.
+  """Reads the pictures of --init_image, --inpaint and --mask.
 
   Returns:
-    uint8 [H, W, C] or None, bool [H, W, 1] or None, and what they add to the
-    identity of the job.
+    Picture, uint8 [H, W, C] or None; mask, bool [H, W, 1] or None; dict of
+    fields for the job's identity.
   """
   path = FLAGS.init_image or FLAGS.inpaint
   if not path:
     return None, None, {}
   shape = model.model.image_shape
-  given, mask = pictures.read(path, shape), None
-  told = {'init_image': path, 'strength': FLAGS.strength}
+  picture, mask = pictures.read(path, shape), None
+  fields = {'init_image': path, 'strength': FLAGS.strength}
   if FLAGS.inpaint:
     mask = pictures.read_mask(FLAGS.mask, path, shape)
-    told = {'inpaint': path, 'mask': FLAGS.mask}
-  digest = hashlib.sha256(given)
+    fields = {'inpaint': path, 'mask': FLAGS.mask}
+  digest = hashlib.sha256(picture)
   if mask is not None:
     digest.update(mask)
-  return given, mask, told | {'pictures_digest': digest.hexdigest()[:16]}
+  return picture, mask, fields | {'pictures_digest': digest.hexdigest()[:16]}
 
 
 def parse_interpolation(text):
-  """What 'SEED_A,SEED_B,N' draws.
+  """Parses 'SEED_A,SEED_B,N'.
 
   Returns:
-    Dict of seeds, int64 [N, 2], and fractions, float32 [N], of the way from the
-    first seed's noise, 0, to the second's, 1.
+    Dict of seeds, int64 [N, 2], and fractions, float32 [N]: 0 is the first
+    seed's noise, 1 the second's.
 
   Raises:
-    UserError: not of that form.
+    UserError: the text is malformed.
   """
   match = re.fullmatch(r'(\d{1,19}),(\d{1,19}),(\d{1,4})', text)
   if match:
@@ -301,10 +301,10 @@ def parse_interpolation(text):
 
 
 def parse_seeds(text):
-  """The seeds of '0-63' or '3,7,20-29', in that order: int64 array [N].
+  """Parses seeds such as '0-63' or '3,7,20-29': int64 array [N], in order.
 
   Raises:
-    UserError: not of that form, or a seed twice.
+    UserError: the text is malformed, or a seed is repeated.
   """
   ranges = []
   for part in text.split(','):
@@ -321,13 +321,13 @@ def parse_seeds(text):
   number = sum(length for _, length in ranges)
   if number > _MOST_SEEDS:
     raise UserError(
-        f'--seeds {text!r} names {number} seeds, expected at most {_MOST_SEEDS}'
+        f'--seeds is {text!r}, {number} seeds, expected at most {_MOST_SEEDS}'
     )
   seeds = np.concatenate(
       [np.arange(length, dtype=np.int64) + first for first, length in ranges]
   )
   if len(np.unique(seeds)) < len(seeds):
-    raise UserError(f'--seeds {text!r} names a seed twice')
+    raise UserError(f'--seeds is {text!r}, expected each seed once')
   return seeds
 
 
@@ -335,7 +335,7 @@ def parse_labels(text, seeds, num_classes):
   """The class of each seed: int32 array [N], or None without classes.
 
   Raises:
-    UserError: not of the form that --labels takes, or not a class.
+    UserError: the text is malformed, or a class is out of range.
   """
   if text == 'all':
     return (seeds % num_classes).astype(np.int32) if num_classes else None

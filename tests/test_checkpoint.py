@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
   before = file.exists() and file.read_bytes()
   state, checkpoints, step = make(tmp_path, network)
   assert step == 10 and state.step.numpy() == 10
-  assert 'ckpt-20 is damaged, and passed over' in caplog.text
+  assert 'ckpt-20 is damaged, skipping it' in caplog.text
   assert (file.exists() and file.read_bytes()) == before
   path = checkpoint.find(str(tmp_path), 'latest')
   assert path.endswith('ckpt-10')
@@ -264,7 +264,7 @@ def test_a_first_save_that_was_killed_is_a_fresh_start(
   (tmp_path / 'checkpoints' / 'ckpt-10.index').unlink()
   (tmp_path / 'checkpoints' / 'checkpoint').unlink()
   assert make(tmp_path, network)[2] == 0
-  assert 'ckpt-10 is damaged, and passed over' in caplog.text
+  assert 'ckpt-10 is damaged, skipping it' in caplog.text
 
 
 @pytest.mark.parametrize(

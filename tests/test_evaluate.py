@@ -157,14 +157,14 @@ ERRORS = [
     (['--workdir=RUN', '--features=inception',
       '--inception_weights=RUN/none.pth'], '--inception_weights'),
     (['--samples=RUN/digits.npz', '--data=mnist5k', '--num_samples=50'],
-     'has 40 images, expected the 50 of --num_samples'),
+     'has 40 images, but --num_samples is 50'),
     (['--samples=RUN/colour.npz', '--data=mnist5k', '--metrics=nearest'],
      'are 28 x 28 x 3, but the images of mnist5k are 28 x 28 x 1'),
     (['--samples=RUN/digits.npz', '--data=folder:RUN/checkpoints'],
      'RUN/checkpoints has no images'),
     (['--samples=RUN/nan.npz', '--data=mnist5k'], '2 images have NaN pixels'),
     (['--samples=RUN/digits.npz', '--data=mnist5k', '--metrics=bpd'],
-     '--metrics=bpd is of a model: it needs --workdir'),
+     '--metrics=bpd needs --workdir'),
 ]  # fmt: skip
 
 # Runs the program for each list of flags on standard input, in one process.

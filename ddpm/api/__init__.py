@@ -1,7 +1,7 @@
-"""What the programs do, as functions for notebooks: `ddpm.Run`, `ddpm.train`.
+"""The programs as functions for notebooks: `ddpm.Run` and `ddpm.train`.
 
-They use all GPUs of the machine, or the CPU as TensorFlow has it. Bad input
-raises `runtime.errors.UserError`, whose message is one line.
+They use all local GPUs, or else the CPU. Bad input raises
+`runtime.errors.UserError`, with a one-line message.
 """
 
 import numpy as np
@@ -21,17 +21,17 @@ from ddpm.training import trainer
 
 
 def train(config, workdir):
-  """Trains a config in a workdir, or resumes the run that is there.
+  """Trains a config in a workdir, or resumes the run there.
 
   Args:
-    config: ConfigDict of a file of configs/, such as `mnist5k.get_config()`.
-    workdir: folder of the run.
+    config: ConfigDict, such as `configs.mnist5k.get_config()`.
+    workdir: the run's folder.
 
   Returns:
     `Run`.
 
   Raises:
-    UserError: something that the user can mend.
+    UserError: the config is invalid, or the run cannot start or continue.
   """
   config_lib.validate(config)
   strategy = build.make_strategy(config)
@@ -41,7 +41,7 @@ def train(config, workdir):
 
 
 class Run(reader.Run):
-  """A trained run, which draws and scores images.
+  """A trained run that draws and scores images.
 
   Attributes:
     config: the run's config.
@@ -65,14 +65,14 @@ class Run(reader.Run):
       weights='ema',
       checkpoint='latest',
   ):
-    """Draws an image for each seed, the same as ddpm.sample draws.
+    """Draws one image per seed, the same as ddpm.sample.
 
     Args:
       seeds: N non-negative integers.
       labels: N classes; None for seed mod the number of classes.
       sampler: a name in `solvers.SOLVERS`; None for the config's.
-      steps: of the sampler; None for its default.
-      eta: noise, of samplers that take it; None for its default.
+      steps: sampler steps; None for the sampler's default.
+      eta: noise, for samplers that take it; None for the sampler's default.
       guidance: scale of classifier-free guidance; 1 for none.
       weights: 'ema', 'ema:DECAY', 'power:STD', 'posthoc:STD' or 'raw'.
       checkpoint: 'latest', a step, or a path.
@@ -81,18 +81,18 @@ class Run(reader.Run):
       uint8 NumPy array [N, H, W, C].
 
     Raises:
-      UserError: an argument is out of range, or the model has no use for it.
+      UserError: an argument is out of range, or the model does not support it.
     """
     seeds = np.asarray(seeds, np.int64)
     if seeds.ndim != 1 or not seeds.size or seeds.min() < 0:
-      raise UserError(f'seeds is {seeds}, expected a list of 0 or more')
+      raise UserError(f'seeds is {seeds}, expected non-negative integers')
     if labels is not None:
       labels = np.asarray(labels, np.int32)
       classes = self.config.model.num_classes
       if labels.shape != seeds.shape or not set(labels) <= set(range(classes)):
         raise UserError(
             f'labels is {labels}, expected a class below {classes} for each'
-            f' of the {len(seeds)} seeds'
+            f' of {len(seeds)} seeds'
         )
     strategy = strategy_lib.make_strategy('auto')
     draw = sampler_lib.for_run(
@@ -120,16 +120,16 @@ class Run(reader.Run):
       checkpoint='latest',
       **kwargs,
   ):
-    """Scores samples, as ddpm.evaluate does, and records the scores.
+    """Scores samples and records the scores, as ddpm.evaluate does.
 
     Args:
-      num_samples: how many to draw, or take from those drawn before.
+      num_samples: samples to score; those already on disk are reused.
       metrics: names in `evaluator.MINIMUM`.
-      sampler: see `sample`, as steps, eta, guidance and checkpoint.
-      steps: of the sampler.
-      eta: of the sampler.
-      guidance: of the sampler.
-      checkpoint: of what to score.
+      sampler: see `sample`.
+      steps: see `sample`.
+      eta: see `sample`.
+      guidance: see `sample`.
+      checkpoint: see `sample`.
       **kwargs: weights, data, data_dir, split, features and inception_weights
         of `scoring.score_run`.
 
@@ -137,7 +137,7 @@ class Run(reader.Run):
       Dict of metric name -> value, and 'details'.
 
     Raises:
-      UserError: an argument is out of range, or the run has no use for it.
+      UserError: an argument is out of range, or the run does not support it.
     """
     scoring.check_metrics(metrics)
     metrics = set(metrics)

@@ -1,4 +1,4 @@
-"""Scores of a run's samples, as ddpm.evaluate and `ddpm.Run` compute them."""
+"""Scores a run's samples, for ddpm.evaluate and `ddpm.Run`."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from ddpm.runtime import shards
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
 
-# What is scored where nothing else is asked for.
+# Defaults of ddpm.evaluate and `ddpm.Run.evaluate`.
 METRICS = ('fid', 'kid', 'is', 'prdc', 'nearest')
 NUM_SAMPLES = 2000
 
@@ -37,27 +37,27 @@ def score_run(
     features=None,
     inception_weights=None,
 ):
-  """Scores samples of some checkpoints, and records the scores in the workdir.
+  """Scores samples of checkpoints, and records the scores in the workdir.
 
   Args:
     run: `reader.Run`.
-    paths: of checkpoints.
+    paths: the checkpoints' paths.
     metrics: set of names in `evaluator.MINIMUM`.
-    num_samples: how many to draw, or take from those drawn before.
-    strategy: `tf.distribute.Strategy` of one process.
+    num_samples: samples per checkpoint; those already on disk are reused.
+    strategy: single-process `tf.distribute.Strategy`.
     sampling: dict of sampler, steps, eta and guidance for `sampler.for_run`.
     weights: see `reader.Run.weights`.
     data: real images, a name for `RealImages`; None for the run's.
-    data_dir: where tensorflow-datasets keeps them; None for the run's.
-    split: of the real images; None for the run's, and 'test' for bpd.
-    features: name of an extractor; None for one that suits the images.
-    inception_weights: file of the extractor 'inception'.
+    data_dir: folder of tensorflow-datasets; None for the run's.
+    split: split of the real images; None for the run's, and 'test' for bpd.
+    features: extractor name; None for the default for the image shape.
+    inception_weights: weights file of the extractor 'inception'.
 
   Yields:
-    A result per checkpoint: dict of metric name -> value, and 'details'.
+    One result per checkpoint: dict of metric name -> value, and 'details'.
 
   Raises:
-    UserError: what is asked for and the run do not fit each other.
+    UserError: the arguments do not fit the run.
   """
   compare_exactly()
   config = run.config
@@ -70,7 +70,7 @@ def score_run(
   real = real_images.RealImages(
       name, data_dir or config.data.data_dir, run.model.image_shape
   )
-  # The bound is of unseen images, unless told otherwise.
+  # bpd is for unseen images by default.
   bpd_split = split or 'test'
   split = split or config.data.split
   scorer = evaluator.Evaluator(
@@ -89,8 +89,8 @@ def score_run(
   if 'bpd' in metrics:
     if config.diffusion.schedule == 'edm':
       raise UserError(
-          '--metrics=bpd is of a process of T steps, which the schedule edm'
-          ' does not have'
+          '--metrics=bpd needs a discrete-time schedule, but the run has edm:'
+          ' leave bpd out'
       )
     bits = likelihood.BitsPerDim(
         run,
@@ -100,12 +100,12 @@ def score_run(
         batch_size=batch_size,
     )
   logging.info(
-      '%d samples of a checkpoint, %s, %d steps, %d replicas',
+      '%d samples per checkpoint, %s, %d steps, %d replicas',
       num_samples, spec.sampler, spec.steps, strategy.num_replicas_in_sync,
   )  # fmt: skip
   for path in paths:
     step, name_of_weights, params = run.weights(path, weights)
-    # Of the weights themselves: a workdir may be emptied and used again.
+    # Keyed by the weights, because a workdir may be emptied and reused.
     digest = hashlib.sha256(params).hexdigest()
     directory = os.path.join(
         run.workdir, 'evaluation', f'{step:08d}_{digest[:8]}'
@@ -143,7 +143,7 @@ def score_run(
 
 
 def load_extractor(metrics, shape, features, inception_weights):
-  """The `base.Extractor` for some images, or None if no metric needs one."""
+  """The `base.Extractor` for an image shape; None if no metric needs one."""
   if not metrics & evaluator.OF_FEATURES:
     return None
   default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
@@ -155,12 +155,12 @@ def load_extractor(metrics, shape, features, inception_weights):
 
 
 def compare_exactly():
-  """Makes scores comparable: 10 bits of a GPU's matrix units are too few."""
+  """Turns off TensorFloat-32: 10-bit mantissas are too coarse for scores."""
   tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def check_metrics(names):
-  """Raises UserError for no metrics, or one that there is not."""
+  """Raises UserError if there are no metrics, or unknown ones."""
   if not names or set(names) - set(evaluator.MINIMUM):
     raise UserError(
         f'--metrics is {",".join(names)}, expected some of:'
@@ -169,7 +169,7 @@ def check_metrics(names):
 
 
 def check_number(number, metrics):
-  """Raises UserError for fewer samples than the metrics need."""
+  """Raises UserError if there are fewer samples than the metrics need."""
   least = evaluator.minimum(metrics)
   if number < least:
     raise UserError(

@@ -1,14 +1,14 @@
-"""The state of a run, to disk and back.
+"""Saves and restores a run's state.
 
 A checkpoint is `WORKDIR/checkpoints/ckpt-STEP`, written by
-`tf.train.CheckpointManager` in the background. It knows nothing of devices:
-what one strategy wrote, any other reads. With the state goes the layout of the
-network's weights, so that a checkpoint of another model can be told, and named.
+`tf.train.CheckpointManager` in the background. It is independent of devices:
+any strategy reads what another wrote. It stores the layout of the network's
+weights, so that a checkpoint of another model is detected and reported.
 
-A crash may leave half a checkpoint, and a disk may lose a part of one. So what
-was written is read back, against its checksums, before an older one goes, and
-what is read is verified first: what does not hold is passed over, with a
-warning, for the newest that does.
+Crashes and disks can damage a checkpoint. So each is read back and checked
+against its checksums before an older one is removed, and verified before it is
+restored. Damaged ones are skipped with a warning, and the newest that verifies
+is used.
 """
 
 from concurrent import futures
@@ -32,9 +32,9 @@ class Checkpointer:
     workdir: the run's folder, shared by all workers.
     state: `state.State`.
     layout: `flat.Layout` of the model.
-    writes: whether this process is the one that writes.
-    keep_last: newest checkpoints to keep.
-    keep_every_steps: keep one every so many steps for good, in
+    writes: whether this process writes checkpoints.
+    keep_last: number of newest checkpoints to keep.
+    keep_every_steps: steps between checkpoints that are kept for good, in
       `checkpoints/kept`; 0 for none.
   """
 
@@ -50,21 +50,21 @@ class Checkpointer:
     with tf.device('CPU:0'):
       self._names = tf.Variable(layout.to_json(), trainable=False)
     self._last = self._kept = self._copy = None
-    # One thread: checkpoints are written one after the other.
+    # One thread, so that checkpoints are written in order.
     self._thread = futures.ThreadPoolExecutor(1)
     self._pending = None
 
   def restore(self):
     """Restores the newest checkpoint that verifies, on this worker.
 
-    Call it before `save`, on every worker.
+    Call it on every worker, before `save`.
 
     Returns:
-      Steps done: the checkpoint's, or 0 if there is none.
+      The checkpoint's step, or 0 if there is none.
 
     Raises:
-      UserError: there are checkpoints and none verifies, or the newest is of
-        another model, or incomplete.
+      UserError: there are checkpoints but none verifies, or the newest that
+        does is of another model or lacks part of the state.
     """
     step, path = _newest(self._workdir)
     if path is None and _was_completed(self._workdir):
@@ -77,7 +77,7 @@ class Checkpointer:
           layout=self._names, **_entries(self._state.variables())
       )
       status = checkpoint.read(path).assert_existing_objects_matched()
-      # The manager's counter of saves is of no use to this object.
+      # The manager's save counter has no counterpart here.
       status.expect_partial()
     if self._writes:
       self._prepare_to_write(step)
@@ -107,11 +107,11 @@ class Checkpointer:
   def save(self, step):
     """Saves the state as the checkpoint of a step, if this process writes.
 
-    Returns as soon as the state is copied to the host; the copy is written in
-    the background, at once or after the one before it.
+    Waits for the previous save, copies the state to the host and returns. The
+    copy is written in the background.
 
     Raises:
-      UserError: the checkpoint before could not be written.
+      UserError: the previous checkpoint could not be written.
     """
     if not self._writes:
       return
@@ -124,12 +124,12 @@ class Checkpointer:
     self._pending = self._thread.submit(self._write, step)
 
   def wait(self):
-    """Waits until all that was saved is on disk. Raises as `save` does."""
+    """Waits until all saves are on disk. Raises as `save` does."""
     if self._pending is not None:
       self._pending.result()
 
   def raise_errors(self):
-    """Raises what `save` would, and does not wait."""
+    """Raises as `save` does, without waiting."""
     if self._pending is not None and self._pending.done():
       self._pending.result()
 
@@ -139,7 +139,7 @@ class Checkpointer:
       managers.append(self._kept)
     for manager in managers:
       with writing(manager.directory), tf.device('CPU:0'):
-        # The manager runs the callback before it removes an older one.
+        # The manager runs the callbacks before it removes older checkpoints.
         manager.save(
             checkpoint_number=step,
             options=tf.train.CheckpointOptions(
@@ -149,18 +149,18 @@ class Checkpointer:
 
 
 def find(workdir, which):
-  """Finds one checkpoint, and verifies it.
+  """Finds and verifies a checkpoint.
 
   Args:
     workdir: the run's folder.
-    which: 'latest' that verifies; a step, as a string; or the path of one,
-      of this run or another.
+    which: 'latest', for the newest that verifies; a step, as a string; or a
+      path, of any run.
 
   Returns:
     Its path.
 
   Raises:
-    UserError: it does not exist, or does not verify.
+    UserError: it does not exist or does not verify.
   """
   if which != 'latest' and not which.isdecimal():
     return _find_path(which)
@@ -184,7 +184,7 @@ def find(workdir, which):
 
 
 def _find_path(which):
-  """`find`, for the path of a checkpoint, with .index at its end or not."""
+  """`find` for a path, with or without its .index suffix."""
   path = which.removesuffix('.index')
   if not re.fullmatch(r'ckpt-\d+', os.path.basename(path)):
     raise UserError(
@@ -199,15 +199,16 @@ def _find_path(which):
 
 
 def find_all(workdir):
-  """Finds all checkpoints that there are now, one a step, oldest first.
+  """Finds the current checkpoints, one per step, oldest first.
 
-  Each is verified when its turn comes: a run that goes on may have removed it.
+  Each is verified just before it is yielded: a run in progress may have removed
+  it meanwhile.
 
   Yields:
     Paths.
 
   Raises:
-    UserError: there is none that verifies.
+    UserError: none verifies.
   """
   found = _list(workdir)
   if not found:
@@ -217,7 +218,7 @@ def find_all(workdir):
     if step == last:
       continue
     if damage := _damage(path):
-      logging.warning('%s is passed over: %s', path, damage)
+      logging.warning('skipping %s: %s', path, damage)
     else:
       last = step
       yield path
@@ -226,7 +227,7 @@ def find_all(workdir):
 
 
 def none_in(workdir):
-  """What to say of a workdir without checkpoints."""
+  """Error message for a workdir without checkpoints."""
   return (
       f'{workdir} has no checkpoints: train first, with python -m ddpm.main'
       f' --config=... --workdir={workdir}'
@@ -234,24 +235,24 @@ def none_in(workdir):
 
 
 def any_in(workdir):
-  """Whether a workdir holds checkpoints, sound or not."""
+  """Whether a workdir holds checkpoints, damaged or not."""
   return bool(_list(workdir))
 
 
 def read_weights(path, layout, weights):
-  """Reads one flat vector of weights, and nothing else.
+  """Reads one flat vector of weights from a checkpoint.
 
   Args:
-    path: of a checkpoint.
+    path: the checkpoint's path.
     layout: `flat.Layout` of the model.
-    weights: 'raw', or the name of an average, '0.9999' or 'power:0.05'.
+    weights: 'raw', or the name of an EMA, such as '0.9999' or 'power:0.05'.
 
   Returns:
-    step (integer), float32 NumPy array [P].
+    Step (integer), float32 NumPy array [P].
 
   Raises:
-    UserError: a checkpoint of another model, or without that average, or that
-      is gone: a run that goes on removes old ones.
+    UserError: the checkpoint is of another model, lacks that EMA, or cannot be
+      read (a run in progress removes old ones).
   """
   try:
     reader = tf.train.load_checkpoint(path)
@@ -266,7 +267,7 @@ def read_weights(path, layout, weights):
 
 
 def step_of(path):
-  """The step of a checkpoint, which its name tells."""
+  """The step of a checkpoint, from its path."""
   return int(path.rpartition('-')[2])
 
 
@@ -276,20 +277,20 @@ def _directories(workdir):
 
 
 def _entry(name):
-  """What a checkpoint's file calls 'ema/0.9999', say."""
+  """The key of a state entry, such as 'ema/0.9999', in a checkpoint's file."""
   return name.replace('.', '..') + '/.ATTRIBUTES/VARIABLE_VALUE'
 
 
 def _entries(state):
-  """The state's dict, as checkpoints have named its entries since version 1."""
+  """The state's dict, with the entry names of checkpoints since version 1."""
   state = dict(state)
   return {'memory': state.pop('loss_history'), **state}
 
 
 def _list(workdir):
-  """All checkpoints of a workdir, sound or not: (step, path), newest first."""
+  """All checkpoints, damaged or not: list of (step, path), newest first."""
   directory, kept = _directories(workdir)
-  # The sort is stable: of two of one step, the kept one comes last.
+  # The sort is stable: of two with the same step, the kept one comes last.
   found = [*_list_in(directory), *_list_in(kept)]
   return sorted(found, key=lambda pair: -pair[0])
 
@@ -303,19 +304,19 @@ def _list_in(directory):
 
 
 def _newest(workdir):
-  """Step and path of the newest checkpoint that verifies, or 0 and None."""
+  """Step and path of the newest checkpoint that verifies, else 0 and None."""
   for step, path in _list(workdir):
     damage = _damage(path)
     if not damage:
       return step, path
-    logging.warning('%s is damaged, and passed over: %s', path, damage)
+    logging.warning('%s is damaged, skipping it: %s', path, damage)
   return 0, None
 
 
 def _was_completed(workdir):
-  """Whether any save came to its end: its last act is the file `checkpoint`.
+  """Whether any save completed; its last act is the file `checkpoint`.
 
-  Where none did, the first one was killed, and the run begins at step 0.
+  If none did, the first one was killed, and the run starts at step 0.
   """
   directory, _ = _directories(workdir)
   return tf.io.gfile.exists(os.path.join(directory, 'checkpoint'))
@@ -323,40 +324,40 @@ def _was_completed(workdir):
 
 def _none_sound(workdir):
   return (
-      f'{workdir} has checkpoints, but none that can be read: bring one back,'
-      ' or start anew in another workdir'
+      f'{workdir} has checkpoints, but none that can be read: restore one, or'
+      ' use another workdir'
   )
 
 
 def _damage(path):
   """What is wrong with a checkpoint, or None.
 
-  Reads all of it, which TensorFlow checks against the checksums in it.
+  Reads all of it; TensorFlow verifies the checksums.
   """
   try:
     reader = tf.train.load_checkpoint(path)
     with tf.device('CPU:0'):
       for name, dtype in reader.get_variable_to_dtype_map().items():
-        # Unlike the reader, the operation does not hold Python's lock.
+        # Unlike the reader, the op does not hold the GIL.
         tf.raw_ops.RestoreV2(
             prefix=path,
             tensor_names=[name],
             shape_and_slices=[''],
             dtypes=[dtype],
         )
-  except Exception as e:  # What damage makes TensorFlow raise has no bounds.
+  except Exception as e:  # Damage can make TensorFlow raise anything.
     return reason(e)
   return None
 
 
 def _read_back(path):
-  """Raises OSError if what was written is not what is there."""
+  """Raises OSError if a written checkpoint does not verify."""
   if damage := _damage(path):
     raise OSError(f'{path} does not read back: {damage}')
 
 
 def _flush(path):
-  """Makes a checkpoint outlast a loss of power. A bucket needs no asking."""
+  """Makes a checkpoint survive a power cut. Buckets do so by themselves."""
   if '://' in path:
     return
   directory = os.path.dirname(path)
@@ -369,7 +370,7 @@ def _flush(path):
 
 
 def _sweep_leftovers(directory):
-  """Removes what a save that was killed left behind; makes the directory."""
+  """Makes the directory, and removes what killed saves left in it."""
   tf.io.gfile.makedirs(directory)
   for name in tf.io.gfile.listdir(directory):
     path = os.path.join(directory, name)
@@ -382,8 +383,8 @@ def _sweep_leftovers(directory):
 def _write_state_file(directory, *, newest):
   """Writes the file `checkpoint`, a `CheckpointState` in text form.
 
-  From it a CheckpointManager knows which ones there are, up to the newest that
-  is sound. The file of an earlier start may be missing, or name others.
+  It lists the checkpoints up to `newest`, the newest that verifies, for the
+  CheckpointManager. The file on disk may be missing or list others.
   """
   path = os.path.join(directory, 'checkpoint')
   steps = [s for s, p in _list_in(directory) if s <= newest]
@@ -400,7 +401,7 @@ def _write_state_file(directory, *, newest):
 
 
 def _check_layout(reader, path, layout):
-  """Raises UserError, with what differs, for a checkpoint of another model."""
+  """Raises UserError, naming differences, for a checkpoint of another model."""
   name = _entry('layout')
   if not reader.has_tensor(name):
     raise UserError(f'{path} is not a checkpoint of ddpm: it has no layout')
@@ -420,7 +421,7 @@ def _check_layout(reader, path, layout):
 
 
 def _check_entries(reader, path, state):
-  """Raises UserError if a checkpoint lacks a part of the state."""
+  """Raises UserError if a checkpoint lacks part of the state."""
   entries = {}
   for name, value in _entries(state.variables()).items():
     if isinstance(value, dict):

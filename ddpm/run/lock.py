@@ -1,4 +1,4 @@
-"""One run, one workdir."""
+"""Lock of a workdir: one training process at a time."""
 
 import contextlib
 import fcntl
@@ -11,17 +11,17 @@ from ddpm.runtime.errors import writing
 
 @contextlib.contextmanager
 def held(workdir, *, takes):
-  """Keeps every other process from training in a workdir.
+  """Locks a workdir against other training processes.
 
-  The lock is the kernel's (`flock`), on WORKDIR/lock: it ends with the
-  process, however that ends. Buckets have no locks.
+  Uses `flock` on WORKDIR/lock, which the kernel releases whenever the process
+  exits. Buckets are not locked.
 
   Args:
-    workdir: the run's folder, which exists.
-    takes: whether this process takes the lock: the chief, for all workers.
+    workdir: the run's folder, which must exist.
+    takes: whether this process takes the lock; only the chief does.
 
   Raises:
-    UserError: another process has it, or the workdir cannot be written to.
+    UserError: another process holds it, or the workdir cannot be written.
   """
   if not takes or '://' in workdir:
     yield
@@ -34,15 +34,15 @@ def held(workdir, *, takes):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
       file.seek(0)
-      holder = file.read().strip() or 'a process that is starting'
+      holder = file.read().strip() or 'a starting process'
       raise UserError(
           f'--workdir {workdir} is in use by {holder}: wait for it, stop it, or'
           ' use another workdir'
       ) from e
     except OSError as e:
       raise UserError(
-          f'{path} cannot be locked ({e.strerror}): the file system of'
-          ' --workdir has no locks, use another'
+          f'{path} cannot be locked ({e.strerror}): use a --workdir on a file'
+          ' system that has locks'
       ) from e
     with writing(path):
       file.truncate(0)
