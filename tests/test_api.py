@@ -115,4 +115,4 @@ def test_errors_are_one_line(folder):
   assert 'metrics is lpips, expected some of: bpd' in lines[3]
   assert 'seeds is [], expected' in lines[4]
   assert 'seeds is [-1], expected' in lines[5]
-  assert 'labels is [3], expected a class below 0' in lines[6]
+  assert 'labels is [3], but the model has no classes' in lines[6]

@@ -146,7 +146,7 @@ ERRORS = [
     (['--samples=RUN/digits.npz'], '--data is missing'),
     (['--workdir=RUN', '--metrics=fid,lpips'], '--metrics is fid,lpips, exp'),
     (['--workdir=RUN', '--num_samples=9', '--metrics=is'],
-     '9 samples are too few: --metrics=is needs at least 10'),
+     '--num_samples is 9, expected at least 10 for the metrics is'),
     (['--workdir=RUN', '--split=val'], "--split is 'val', expected train or"),
     (['--workdir=RUN', '--metrics=bpd'], "mnist5k has no split 'test'"),
     (['--workdir=RUN', '--weights=best'], "--weights is 'best', expected ema"),

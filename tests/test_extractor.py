@@ -74,7 +74,7 @@ def test_savedmodel(tmp_path, classes):
 
 
 def test_refuses(tmp_path):
-  with pytest.raises(UserError, match="--features is 'vgg', expected one of"):
+  with pytest.raises(UserError, match="features is 'vgg', expected one of"):
     load('vgg')
   with pytest.raises(UserError, match='mnist takes images of 28 x 28 x 1, the'):
     load('mnist', (32, 32, 3))

@@ -15,7 +15,7 @@ from ddpm.runtime import device_map
 from ddpm.runtime import files
 from ddpm.runtime import preemption
 from ddpm.runtime import strategy as strategy_lib
-from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import BadArgument
 from ddpm.sampling import sampler as sampler_lib
 from ddpm.training import trainer
 
@@ -85,12 +85,14 @@ class Run(reader.Run):
     """
     seeds = np.asarray(seeds, np.int64)
     if seeds.ndim != 1 or not seeds.size or seeds.min() < 0:
-      raise UserError(f'seeds is {seeds}, expected non-negative integers')
+      raise BadArgument(f'seeds is {seeds}, expected non-negative integers')
     if labels is not None:
       labels = np.asarray(labels, np.int32)
       classes = self.config.model.num_classes
+      if not classes:
+        raise BadArgument(f'labels is {labels}, but the model has no classes')
       if labels.shape != seeds.shape or not set(labels) <= set(range(classes)):
-        raise UserError(
+        raise BadArgument(
             f'labels is {labels}, expected a class below {classes} for each'
             f' of {len(seeds)} seeds'
         )

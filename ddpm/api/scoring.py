@@ -14,7 +14,7 @@ from ddpm.metrics import report
 from ddpm.metrics import sources
 from ddpm.runtime import device_map
 from ddpm.runtime import shards
-from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import BadArgument
 from ddpm.sampling import sampler as sampler_lib
 
 # Defaults of ddpm.evaluate and `ddpm.Run.evaluate`.
@@ -88,9 +88,9 @@ def score_run(
   bits = None
   if 'bpd' in metrics:
     if config.diffusion.schedule == 'edm':
-      raise UserError(
-          '--metrics=bpd needs a discrete-time schedule, but the run has edm:'
-          ' leave bpd out'
+      raise BadArgument(
+          'metrics has bpd, which needs a discrete-time schedule, but the run'
+          ' has edm: leave bpd out'
       )
     bits = likelihood.BitsPerDim(
         run,
@@ -162,8 +162,8 @@ def compare_exactly():
 def check_metrics(names):
   """Raises UserError if there are no metrics, or unknown ones."""
   if not names or set(names) - set(evaluator.MINIMUM):
-    raise UserError(
-        f'--metrics is {",".join(names)}, expected some of:'
+    raise BadArgument(
+        f'metrics is {",".join(names)}, expected some of:'
         f' {", ".join(sorted(evaluator.MINIMUM))}'
     )
 
@@ -172,7 +172,7 @@ def check_number(number, metrics):
   """Raises UserError if there are fewer samples than the metrics need."""
   least = evaluator.minimum(metrics)
   if number < least:
-    raise UserError(
-        f'{number} samples are too few: --metrics={",".join(sorted(metrics))}'
-        f' needs at least {least}'
+    raise BadArgument(
+        f'num_samples is {number}, expected at least {least} for the metrics'
+        f' {",".join(sorted(metrics))}'
     )

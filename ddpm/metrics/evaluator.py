@@ -16,6 +16,7 @@ from ddpm.runtime import device_map
 from ddpm.runtime import npz
 from ddpm.runtime import shards
 from ddpm.runtime.environment import CACHE
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 # Minimum number of images per metric.
@@ -176,9 +177,9 @@ class Evaluator:
           ' metrics'
       )
     if extractor and 'is' in metrics and not extractor.has_probabilities:
-      raise UserError(
-          f'--metrics=is needs class probabilities, but {extractor.name} has'
-          ' none: remove it from --metrics'
+      raise BadArgument(
+          'metrics has is, which needs class probabilities, but'
+          f' {extractor.name} has none: leave it out'
       )
     self._run = self._reference = None
     if extractor:

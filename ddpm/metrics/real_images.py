@@ -6,6 +6,7 @@ from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.metrics import sources
 from ddpm.runtime import words
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 
@@ -38,9 +39,9 @@ class RealImages:
     name, shape = self._name, self._shape
     if name.startswith('folder:'):
       if split != 'train':
-        raise UserError(
-          f'--split is {split}, but {name} has no splits, expected train'
-      )
+        raise BadArgument(
+            f'split is {split}, but {name} has no splits, expected train'
+        )
       source = sources.Folder(name.removeprefix('folder:'), order=_order)
     elif name == 'mnist5k' or name.startswith('tfds:'):
       loaded = catalog.load(
@@ -55,8 +56,8 @@ class RealImages:
           _order(len(loaded.images)),
       )
     else:
-      raise UserError(
-          f'--data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
+      raise BadArgument(
+          f'data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
       )
     if tuple(source.shape) != shape:
       raise UserError(

@@ -20,6 +20,7 @@ from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import files
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
@@ -174,8 +175,8 @@ def find(workdir, which):
   paths = [path for step, path in found if str(step) == which]
   if not paths:
     steps = ', '.join(str(step) for step in sorted({step for step, _ in found}))
-    raise UserError(
-        f'--checkpoint is {which}, but {workdir} has the steps: {steps}'
+    raise BadArgument(
+        f'checkpoint is {which}, but {workdir} has the steps: {steps}'
     )
   for path in paths:
     if not (damage := _damage(path)):
@@ -187,12 +188,12 @@ def _find_path(which):
   """`find` for a path, with or without its .index suffix."""
   path = which.removesuffix('.index')
   if not re.fullmatch(r'ckpt-\d+', os.path.basename(path)):
-    raise UserError(
-        f'--checkpoint is {which}, expected latest, a step, or a path such as'
+    raise BadArgument(
+        f'checkpoint is {which}, expected latest, a step, or a path such as'
         ' runs/mnist5k/checkpoints/ckpt-600'
     )
   if not tf.io.gfile.exists(path + '.index'):
-    raise UserError(f'--checkpoint is {which}, but there is no {path}.index')
+    raise BadArgument(f'checkpoint is {which}, but there is no {path}.index')
   if damage := _damage(path):
     raise UserError(f'{path} is damaged: {damage}')
   return path

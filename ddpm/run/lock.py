@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 
@@ -35,13 +36,13 @@ def held(workdir, *, takes):
     except BlockingIOError as e:
       file.seek(0)
       holder = file.read().strip() or 'a starting process'
-      raise UserError(
-          f'--workdir {workdir} is in use by {holder}: wait for it, stop it, or'
+      raise BadArgument(
+          f'workdir {workdir} is in use by {holder}: wait for it, stop it, or'
           ' use another workdir'
       ) from e
     except OSError as e:
       raise UserError(
-          f'{path} cannot be locked ({e.strerror}): use a --workdir on a file'
+          f'{path} cannot be locked ({e.strerror}): use a workdir on a file'
           ' system that has locks'
       ) from e
     with writing(path):

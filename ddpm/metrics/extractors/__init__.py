@@ -1,6 +1,6 @@
 """Loads feature extractors by name."""
 
-from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import BadArgument
 
 EXTRACTORS = ('mnist', 'inception', 'efficientnet', 'savedmodel:DIR')
 
@@ -37,6 +37,6 @@ def load(name, *, inception_weights, image_shape):
     from ddpm.metrics.extractors import savedmodel
 
     return savedmodel.extractor(name.removeprefix('savedmodel:'), image_shape)
-  raise UserError(
-      f'--features is {name!r}, expected one of: {", ".join(EXTRACTORS)}'
+  raise BadArgument(
+      f'features is {name!r}, expected one of: {", ".join(EXTRACTORS)}'
   )

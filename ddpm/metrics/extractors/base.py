@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 
@@ -45,7 +46,7 @@ def check_sha256(file, sha256, expected, *, mend):
 def check_channels(name, image_shape):
   """Raises UserError unless images are grey or RGB."""
   if image_shape[-1] not in (1, 3):
-    raise UserError(
-        f'--features={name} takes images of 1 or 3 channels, these have'
-        f' {image_shape[-1]}: use --features=savedmodel:DIR'
+    raise BadArgument(
+        f'features is {name}, which takes images of 1 or 3 channels, but these'
+        f' have {image_shape[-1]}: use savedmodel:DIR'
     )

@@ -16,7 +16,8 @@ import tensorflow as tf
 from ddpm.metrics.extractors.base import check_sha256
 from ddpm.metrics.extractors.base import Extractor
 from ddpm.nn import flat
-from ddpm.runtime.errors import UserError
+from ddpm.runtime import words
+from ddpm.runtime.errors import BadArgument
 
 IMAGE_SHAPE = (28, 28, 1)
 SHA256 = '2c7077bdd6ea1c5cbe6cb6361df96a851cd3e2c7c8f5c5f61108bb99e651627e'
@@ -45,9 +46,9 @@ def extractor(image_shape):
     UserError: another image shape, or a weights file with the wrong hash.
   """
   if tuple(image_shape) != IMAGE_SHAPE:
-    raise UserError(
-        '--features=mnist takes images of 28 x 28 x 1, these are'
-        f' {" x ".join(map(str, image_shape))}: use inception or efficientnet'
+    raise BadArgument(
+        'features is mnist, which takes images of 28 x 28 x 1, but these are'
+        f' {words.dimensions(image_shape)}: use inception or efficientnet'
     )
   file = importlib.resources.files('ddpm.metrics.extractors') / 'mnist.npy'
   data = file.read_bytes()

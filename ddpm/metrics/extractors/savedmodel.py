@@ -6,8 +6,8 @@ import os
 import tensorflow as tf
 
 from ddpm.metrics.extractors.base import Extractor
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import reason
-from ddpm.runtime.errors import UserError
 
 
 def extractor(directory, image_shape):
@@ -28,22 +28,22 @@ def extractor(directory, image_shape):
     loaded = tf.saved_model.load(directory)
     signature = loaded.signatures['serving_default']
   except (OSError, ValueError, KeyError, tf.errors.OpError) as e:
-    raise UserError(
-        f'--features: {directory} is not a SavedModel with the signature'
-        f' serving_default: {reason(e)}'
+    raise BadArgument(
+        f'features is savedmodel:{directory}, which is not a SavedModel with'
+        f' the signature serving_default: {reason(e)}'
     ) from e
   (name, spec), *others = signature.structured_input_signature[1].items()
   if others or not spec.shape.is_compatible_with([None, *image_shape]):
-    raise UserError(
-        f'--features: {directory} takes {spec.shape}, the images are'
-        f' {[None, *image_shape]}: export it for this shape'
+    raise BadArgument(
+        f'features is savedmodel:{directory}, which takes {spec.shape}, but the'
+        f' images are {[None, *image_shape]}: export it for this shape'
     )
   outputs = signature.structured_outputs
   key = 'features' if 'features' in outputs else next(iter(outputs))
   if key != 'features' and len(outputs) > 1:
-    raise UserError(
-        f'--features: {directory} returns {", ".join(outputs)}, expected an'
-        ' output named features'
+    raise BadArgument(
+        f'features is savedmodel:{directory}, which returns'
+        f' {", ".join(outputs)}, expected an output named features'
     )
 
   def function(weights, images):
