@@ -221,7 +221,7 @@ def test_weights_of_16_bits(pipeline, copy, dtype):
         ('sample_size', [28, 32], 'expected the height of square images'),
         ('block_out_channels', [8, 12], 'expected multiples of 8'),
         ('out_channels', 2, 'expected 1: in_channels, doubled if'),
-        ('down_block_types', ['DownBlock2D'], 'as many as block_out_channels'),
+        ('down_block_types', ['DownBlock2D'], 'as many as in block_out'),
         (
             'down_block_types',
             ['AttnDownBlock2D', 'SkipDownBlock2D'],
