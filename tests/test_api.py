@@ -111,7 +111,7 @@ def test_errors_are_one_line(folder):
   lines = printed.splitlines()
   assert len(lines) == 7
   assert 'nowhere has no checkpoints' in lines[0]
-  assert "sampler is 'euler'" in lines[1] and '1 samples are too' in lines[2]
+  assert "sampler is 'euler'" in lines[1] and 'num_samples is 1' in lines[2]
   assert 'metrics is lpips, expected some of: bpd' in lines[3]
   assert 'seeds is [], expected' in lines[4]
   assert 'seeds is [-1], expected' in lines[5]

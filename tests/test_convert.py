@@ -233,7 +233,7 @@ def test_weights_of_16_bits(pipeline, copy, dtype):
             'attention at the same levels as in down_block_types',
         ),
         ('upsample_type', 'resnet', 'resample by conv, resnet, expected'),
-        ('attention_head_dim', 3, 'not divisible by model.head_channels 3'),
+        ('attention_head_dim', 3, 'model.head_channels is 3, which does not'),
         ('layers_per_block', 'two', 'cannot be converted'),
     ],
 )

@@ -41,7 +41,7 @@ def test_weights(extractor):
 
 
 def test_refuses(tmp_path, monkeypatch):
-  with pytest.raises(UserError, match='1 or 3 channels, these have 4'):
+  with pytest.raises(UserError, match='1 or 3 channels, but these have 4'):
     efficientnet.extractor((32, 32, 4))
   package = tmp_path / 'other_weights'
   (package / 'models').mkdir(parents=True)

@@ -151,7 +151,7 @@ ERRORS = [
     (['--workdir=RUN', '--metrics=bpd'], "mnist5k has no split 'test'"),
     (['--workdir=RUN', '--weights=best'], "--weights is 'best', expected ema"),
     (['--workdir=RUN', '--sampler=euler'], "--sampler is 'euler', expected"),
-    (['--workdir=RUN', '--steps=21'], '--steps is 21, expected 1 to 20'),
+    (['--workdir=RUN', '--steps=21'], '--steps is 21, expected at most 20'),
     (['--workdir=RUN/nothing'], 'has no checkpoints: train first'),
     (['--workdir=RUN', '--data=cifar10'], "--data is 'cifar10', expected"),
     (['--workdir=RUN', '--features=inception',
@@ -172,7 +172,7 @@ DRIVER = """
 import json, sys
 from absl import flags
 from ddpm import evaluate
-from ddpm.runtime.errors import UserError
+from ddpm.runtime.errors import BadArgument, UserError
 evaluate.define_flags()
 for argv in json.load(sys.stdin):
   for name in flags.FLAGS:
@@ -182,7 +182,7 @@ for argv in json.load(sys.stdin):
     evaluate.main()
     print('no error')
   except UserError as e:
-    print(e)
+    print('--' * isinstance(e, BadArgument) + str(e))
 """
 
 

@@ -69,14 +69,14 @@ def test_savedmodel(tmp_path, classes):
   tf.saved_model.save(network, tmp_path / 'other', signatures=network.__call__)
   assert load(f'savedmodel:{tmp_path}/other', (8, 8, 3)).sha256 != own.sha256
 
-  with pytest.raises(UserError, match=r'takes \(None, 8, 8, 3\), the images'):
+  with pytest.raises(UserError, match=r'takes \(None, 8, 8, 3\), but the im'):
     load(f'savedmodel:{tmp_path}', (9, 8, 3))
 
 
 def test_refuses(tmp_path):
   with pytest.raises(UserError, match="features is 'vgg', expected one of"):
     load('vgg')
-  with pytest.raises(UserError, match='mnist takes images of 28 x 28 x 1, the'):
+  with pytest.raises(UserError, match='mnist, which takes images of 28 x 28 x 1, but'):
     load('mnist', (32, 32, 3))
   with pytest.raises(UserError, match='is not a SavedModel with the signature'):
     load(f'savedmodel:{tmp_path}')

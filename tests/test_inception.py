@@ -62,7 +62,7 @@ def test_refuses(tmp_path):
       rf'.*{link}.*=FILE$',
   ):
     inception.extractor(path, (32, 32, 3))
-  with pytest.raises(UserError, match='1 or 3 channels, these have 2'):
+  with pytest.raises(UserError, match='1 or 3 channels, but these have 2'):
     inception.extractor(path, (32, 32, 2))
 
 

@@ -260,7 +260,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
     'args, message',
     [
         (['--sampler=euler'], "--sampler is 'euler', expected one of"),
-        (['--steps=41'], '--steps is 41, expected 1 to 40'),
+        (['--steps=41'], '--steps is 41, expected at most 40'),
         (['--eta=0.5'], '--eta is 0.5, which only ddim and dpmpp_2m take'),
         (['--seeds=5-1'], "--seeds is '5-1', expected"),
         (['--batch_size=0'], '--batch_size is 0, expected 1 or more'),

@@ -127,7 +127,7 @@ def frechet(a, b):
 
 
 def kid(real_blocks, fake_blocks, block_size=1000):
-  """Kernel distance (Binkowski et al. 2018): unbiased MMD^2 for (x'y/D + 1)^3.
+  """Kernel distance (Bińkowski et al. 2018): unbiased MMD^2 for (x'y/D + 1)^3.
 
   The mean over disjoint pairs of blocks. A partial last block is dropped; a
   set of fewer than block_size rows is one block.

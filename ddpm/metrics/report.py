@@ -58,7 +58,7 @@ def record(workdir, result):
 
   # A separate folder: TensorBoard follows one writer per folder.
   board = logs.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
-  board.numbers(result['details']['step'], _values(result))
+  board.scalars(result['details']['step'], _values(result))
   board.close()
 
   training, sampling = _curves(rows, 'step'), _curves(rows, 'steps')
