@@ -68,7 +68,7 @@ def test_hosts_draw_each_part_once(tmp_path):
 
 
 def test_refuses_a_folder_of_another_job(tmp_path):
-  message = '--outdir .* holds another job: steps 10 -> 20; use another'
+  message = '^outdir .* holds another job: steps 10 -> 20; use another'
   job = make_job(tmp_path, Painter(), 3, {'steps': 10, 'eta': 0.0})
   job.begin()
   job.draw()

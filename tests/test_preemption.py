@@ -197,4 +197,4 @@ def test_a_second_sigterm_changes_nothing_and_the_grace_ends():
   time.sleep(0.5)
   code, seconds, said = stop(process, signal.SIGTERM)
   assert code == RESTART and 1 < seconds < 10
-  assert 'leaving without saving' in said
+  assert 'exiting without saving' in said

@@ -53,7 +53,7 @@ def get_config():
   model.resample = 'conv'
   # ddpm | ddpmpp (Song et al. 2021, as in EDM: residual sums scaled by
   # sqrt(1/2), attention on the way up only after a level's last block, classes
-  # embedded with the time)
+  # enter before the time MLP)
   model.variant = 'ddpm'
   # Initial weights: ho | torch (PyTorch's default; exactly 0 where Ho has
   # 1e-10) | edm

@@ -1,1 +1,1 @@
-"""Devices, files, progress, and how a program starts and ends."""
+"""Devices, files, progress, signals, and program startup and errors."""

@@ -1,4 +1,4 @@
-"""A function of batches, on all devices of this machine."""
+"""Maps a batch function over many rows, on all devices of this machine."""
 
 from absl import logging
 import numpy as np
@@ -7,30 +7,30 @@ import tensorflow as tf
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# Enough rows to keep a device busy: a core, and what has them in thousands.
+# Rows that keep a device busy: a CPU core, and a GPU or TPU.
 _CPU_BATCH_SIZE = 16
 _BATCH_SIZE = 256
 
 
 class DeviceMap:
-  """Applies a function to many rows, a batch a replica at a time.
+  """Applies a function to many rows, one batch per replica at a time.
 
   Args:
     function: (shared, *arrays [batch_size, ...]) -> nest of tensors
-      [batch_size, ...], whose rows do not depend on one another. It is traced
-      once, for one static shape.
-    strategy: `tf.distribute.Strategy` of one process; None for the default
+      [batch_size, ...]. Rows must be independent. It is traced once, with
+      static shapes.
+    strategy: single-process `tf.distribute.Strategy`; None for the default
       device.
-    batch_size: rows of one replica; halved, for good, as often as they do not
-      fit its memory.
+    batch_size: rows per replica; halved permanently whenever a batch does not
+      fit in memory.
   """
 
   def __init__(self, function, *, strategy=None, batch_size):
     strategy = strategy or tf.distribute.get_strategy()
     self._strategy = strategy
     self._batch_size = batch_size
-    # Traced once for all replicas, and not made part of one large graph, which
-    # TensorFlow would optimize on one core: it is seconds a replica.
+    # Traced once for all replicas and not inlined: TensorFlow optimizes one
+    # large graph on a single core, which takes seconds per replica.
     self._function = tf.function(
         function,
         autograph=False,
@@ -39,17 +39,17 @@ class DeviceMap:
     self._run = tf.function(self._on_replicas, autograph=False)
 
   def __call__(self, shared, *arrays):
-    """Goes through all rows.
+    """Maps the function over all rows.
 
     Args:
-      shared: nest of tensors that each replica takes whole.
+      shared: nest of tensors, passed whole to each replica.
       *arrays: NumPy arrays [N, ...].
 
     Yields:
       The function's outputs as NumPy arrays [n, ...], in order.
 
     Raises:
-      UserError: not even one row a replica fits the memory.
+      UserError: even one row per replica does not fit in memory.
     """
     shared = tf.nest.map_structure(tf.convert_to_tensor, shared)
     start, rows = 0, len(arrays[0])
@@ -67,10 +67,10 @@ class DeviceMap:
       start += n
 
   def _batch(self, shared, arrays, start):
-    """The outputs of each replica, for rows from start on."""
+    """The outputs of each replica, for one batch of rows from `start` on."""
     replicas = self._strategy.num_replicas_in_sync
     index = np.arange(start, start + self._batch_size * replicas)
-    # The last batch is filled up with rows that are cut off again.
+    # Pad the last batch by repeating the last row; __call__ cuts it off.
     index = np.minimum(index, len(arrays[0]) - 1)
     parts = [
         self._distribute([a[i] for i in np.split(index, replicas)])
@@ -92,17 +92,17 @@ class DeviceMap:
     size = self._batch_size
     if size == 1:
       raise UserError(
-          'the memory of a device is too small for a batch of 1: '
+          'device memory is too small for a batch of 1: '
           f'{reason(error)}'
       ) from error
     self._batch_size = size // 2
     logging.warning(
-        'the memory of a device is too small for a batch of %d: going on with'
-        ' %d', size, self._batch_size,
+        'device memory is too small for a batch of %d: retrying with %d',
+        size, self._batch_size,
     )  # fmt: skip
 
   def _distribute(self, parts):
-    """One part for each replica."""
+    """Places one part on each replica."""
     parts = iter(parts)
     return self._strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(next(parts))
@@ -110,12 +110,12 @@ class DeviceMap:
 
 
 def batch_size(strategy, rows, most=None):
-  """A batch of one replica, so that all replicas share in so many rows.
+  """Batch size per replica that spreads rows over all replicas.
 
   Args:
     strategy: `tf.distribute.Strategy`.
-    rows: number of them.
-    most: rows of a batch; None for what a device of that kind has use for.
+    rows: number of rows.
+    most: maximum batch size; None for the default of the device type.
   """
   if most is None:
     on_cpu = 'CPU' in strategy.extended.worker_devices[0]

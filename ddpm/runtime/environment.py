@@ -1,6 +1,6 @@
 """Process-wide settings, made before TensorFlow is imported.
 
-Each is a default: a variable that is already set stays as it is.
+Environment variables that are already set are kept, except KERAS_BACKEND.
 """
 
 import hashlib
@@ -11,21 +11,21 @@ import signal
 import sys
 import tempfile
 
-# Exit code of a program that ended through no fault of its own: run the same
-# command again to resume. It is EX_TEMPFAIL of sysexits.h.
+# Exit code of an interrupted program: rerun to resume. It is EX_TEMPFAIL of
+# sysexits.h.
 RESTART = 75
 
-# What can be computed again, but takes its time. It may be deleted.
+# Slow to recompute, but safe to delete.
 CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'ddpm'
 )
 
 
 def prepare():
-  """Settles what must be settled before TensorFlow is imported."""
+  """Makes the settings and imports TensorFlow quietly."""
   # Keras on another backend cannot run inside tf.distribute.
   os.environ['KERAS_BACKEND'] = 'tensorflow'
-  # A second start finds its compiled programs here.
+  # Later starts reuse the compiled programs.
   os.environ.setdefault(
       'TF_XLA_FLAGS', f'--tf_xla_persistent_cache_directory={_xla_cache()}'
   )
@@ -37,17 +37,17 @@ def prepare():
 def exit_on_signals():
   """Ends the process at once on SIGTERM or Ctrl-C, with code RESTART.
 
-  For a program that is still loading and has nothing to save.
+  For a program that is still loading, with nothing to save.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: os._exit(RESTART))
 
 
 def _import_tensorflow():
-  """Imports TensorFlow without the dozen lines it greets with.
+  """Imports TensorFlow without its dozen lines of startup messages.
 
-  They are written by C++ code before its logging can be configured. If the
-  import fails, they are shown after all.
+  C++ code writes them before its logging can be configured. They are shown if
+  the import fails.
   """
   sys.stderr.flush()
   stderr = os.dup(2)
@@ -56,7 +56,7 @@ def _import_tensorflow():
     try:
       import tensorflow as tf
 
-      tf.config.list_physical_devices()  # greets, too
+      tf.config.list_physical_devices()  # logs as well
     except BaseException:
       held.seek(0)
       os.write(stderr, held.read())
@@ -67,10 +67,10 @@ def _import_tensorflow():
 
 
 def _xla_cache():
-  """A folder for what XLA compiles.
+  """XLA's cache folder, specific to TensorFlow version and processor.
 
-  XLA's own key holds neither its version nor the processor, and a home folder
-  may be shared by machines that differ in both: the wrong code would crash.
+  XLA's own cache key has neither. Machines that share a home folder may differ
+  in both, and the wrong code would crash.
   """
   tensorflow = importlib.util.find_spec('tensorflow').origin
   identity = f'{tensorflow} {os.stat(tensorflow).st_mtime} {platform.machine()}'
@@ -78,6 +78,6 @@ def _xla_cache():
     with open('/proc/cpuinfo') as f:
       identity += next((line for line in f if line.startswith('flags')), '')
   except OSError:
-    pass  # Not Linux: homes are not shared there.
+    pass  # Not Linux: assume that homes are not shared.
   name = hashlib.sha256(identity.encode()).hexdigest()[:12]
   return os.path.join(CACHE, 'xla', name)

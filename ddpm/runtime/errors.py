@@ -1,4 +1,4 @@
-"""How a program tells its user what to mend."""
+"""Errors that users can fix, and their messages."""
 
 import contextlib
 import re
@@ -7,26 +7,26 @@ import tensorflow as tf
 
 
 class UserError(Exception):
-  """Bad input, or a machine that lacks something: what the user can mend.
+  """An error that the user can fix: bad input, or a missing resource.
 
-  The message is one line: what was got, what was expected, how to mend it.
+  The message is one line: what was got, what was expected, how to fix it.
   """
 
 
 class BadArgument(UserError):
-  """A function's argument is out of range, or does not suit the run.
+  """A function's argument is out of range or does not fit the run.
 
-  The message begins with the argument's name. A program puts `--` before it:
-  its flags have the same names.
+  The message starts with the argument's name. Programs prefix it with `--`,
+  because their flags have the same names.
   """
 
 
 class Interrupted(Exception):
-  """The program had to end, and would go on if it were started again."""
+  """The program was interrupted; rerun to resume."""
 
 
 def reason(error):
-  """What an exception says, in one line, without TensorFlow's node names."""
+  """An exception's message in one line, without TensorFlow's node names."""
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None)
   text = re.sub(r'\{\{.*?\}\}|\[Op:.*', '', text or str(error), flags=re.DOTALL)
   return ' '.join(text.split()) or type(error).__name__
@@ -34,7 +34,7 @@ def reason(error):
 
 @contextlib.contextmanager
 def writing(path):
-  """Turns what the file system refuses into a UserError that names the path."""
+  """Turns file system errors into a UserError that names the path."""
   try:
     yield
   except (OSError, tf.errors.OpError) as e:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes, and folders."""
 
 import os
 
@@ -9,7 +9,7 @@ from ddpm.runtime.errors import writing
 
 
 def write_file(path, data):
-  """Writes bytes to a path (or a bucket's), whole or not at all."""
+  """Writes bytes to a path, local or in a bucket, atomically."""
   with writing(path):
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
@@ -18,17 +18,17 @@ def write_file(path, data):
 
 
 def make_writable_folder(path, *, name='the folder'):
-  """Makes a folder, if it is not there.
+  """Makes a folder if it is missing, and checks that it is writable.
 
   Args:
-    path: of the folder, or a bucket's.
-    name: what the user calls it, for an error: '--workdir'.
+    path: the folder's path, local or in a bucket.
+    name: its name in error messages, such as '--workdir'.
 
   Raises:
-    UserError: it cannot be made, or not be written to.
+    UserError: it cannot be made or written.
   """
   with writing(f'{name} {path}'):
     tf.io.gfile.makedirs(path)
-  # Folders of a bucket have no permissions to ask for.
+  # Folders in buckets have no permissions to check.
   if os.path.isdir(path) and not os.access(path, os.W_OK):
     raise UserError(f'{name} {path} cannot be written: no permission')

@@ -1,4 +1,4 @@
-"""Grids of images, as PNG files."""
+"""Image grids and PNG files."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,11 +7,11 @@ from ddpm.runtime import files
 
 
 def grid(images, *, columns=None):
-  """Lays images out row by row, 2 pixels apart.
+  """Arranges images in a grid, row by row, 2 pixels apart.
 
   Args:
     images: uint8 [N, H, W, C].
-    columns: images in a row; None for a square.
+    columns: images per row; None for a square grid.
 
   Returns:
     uint8 [rows * (H + 2) + 2, columns * (W + 2) + 2, C].
@@ -27,5 +27,5 @@ def grid(images, *, columns=None):
 
 
 def write_png(path, image):
-  """Writes an image, uint8 [H, W, C], whole or not at all."""
+  """Writes an image, uint8 [H, W, C], atomically."""
   files.write_file(path, tf.io.encode_png(image).numpy())

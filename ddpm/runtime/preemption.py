@@ -1,8 +1,8 @@
-"""Ending on request: SIGTERM from a scheduler, Ctrl-C from a person.
+"""Graceful exit on SIGTERM and Ctrl-C.
 
-Python runs a signal's handler only between two of its own instructions, and a
-training loop is hardly ever there. So a thread listens instead: it raises a
-flag that the compiled loops read between two steps, and looks at the clock.
+Python runs signal handlers only between its own bytecodes, and a training loop
+spends almost no time there. So a thread listens instead: it sets a flag that
+the compiled loops read between steps, and enforces the deadline.
 """
 
 import os
@@ -15,18 +15,17 @@ import tensorflow as tf
 
 from ddpm.runtime.environment import RESTART
 
-# Share of the grace that a run may take for itself.
+# Fraction of the grace period after which the process is forced to exit.
 _PATIENCE = 0.9
 
 
 class StopSignal:
-  """Hears SIGTERM and SIGINT for the rest of the process's life.
+  """Handles SIGTERM and SIGINT for the rest of the process's life.
 
-  Where there is no flag there is nothing to save, and a signal ends the process
-  at once, with exit code RESTART. Where there is one it is raised; the program
-  is to save and to leave with that code. If it has not left when the grace is
-  nearly over, it is made to, and goes on from its last checkpoint. A second
-  Ctrl-C ends it at once.
+  Without a flag there is nothing to save: a signal ends the process at once,
+  with exit code RESTART. With a flag, a signal sets it, and the program must
+  save and exit with that code. If it has not exited when the grace period is
+  nearly over, it is forced to, without saving. A second Ctrl-C ends it at once.
   """
 
   def __init__(self):
@@ -35,22 +34,22 @@ class StopSignal:
     self._heard = None
     self._signals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
-    # Python writes the signal's number there at once, in whatever thread.
+    # Python writes the signal number there at once, whatever runs.
     signal.set_wakeup_fd(wakeup.detach())
     _let_python_hear()
     threading.Thread(target=self._listen, daemon=True).start()
 
   def make_flag(self, grace_seconds):
-    """Makes the flag, which settles what TensorFlow's devices are.
+    """Makes the flag. This initializes TensorFlow's devices.
 
     Args:
       grace_seconds: time from a signal to the end of the process.
 
     Returns:
-      A float32 scalar variable on the host: 1 once a signal was heard.
+      Float32 scalar variable on the host: 1 after a signal, else 0.
     """
     self._grace_seconds = grace_seconds
-    # Once more: TensorFlow's service for several workers takes SIGTERM away.
+    # Again: TensorFlow's multi-worker service replaces the SIGTERM handler.
     _let_python_hear()
     with tf.device('CPU:0'):
       self._flag = tf.Variable(0.0, trainable=False)
@@ -58,7 +57,7 @@ class StopSignal:
 
   @property
   def heard(self):
-    """Name of the signal that was heard first, or None."""
+    """Name of the first signal received, or None."""
     return self._heard
 
   def _listen(self):
@@ -70,7 +69,7 @@ class StopSignal:
         self._heard = number.name
         self._flag.assign(1.0)
         logging.warning(
-            '%s: saving, then leaving, within %g s (Ctrl-C again: at once)',
+            '%s: saving and exiting within %g s (Ctrl-C again: exit at once)',
             number.name,
             self._grace_seconds,
         )
@@ -84,20 +83,20 @@ class StopSignal:
 
   def _leave(self):
     logging.error(
-        'no step ended within train.grace_seconds (%g): leaving without'
-        ' saving; the same command goes on from the last checkpoint',
+        'no step ended within train.grace_seconds (%g): exiting without saving;'
+        ' rerun to resume from the last checkpoint',
         self._grace_seconds,
     )
     os._exit(RESTART)
 
 
 class NoSignal:
-  """In a StopSignal's place where signals are somebody else's: a notebook."""
+  """Replaces StopSignal in a notebook, which handles signals itself."""
 
   heard = None
 
   def make_flag(self, grace_seconds):
-    """A flag that is never raised."""
+    """A flag that is never set."""
     del grace_seconds
     return 0.0
 

@@ -1,4 +1,4 @@
-"""How a program starts, and how it ends on an error."""
+"""Starts a program, and reports its errors."""
 
 import logging as std_logging
 import os
@@ -15,14 +15,15 @@ from ddpm.runtime.errors import UserError
 
 
 def start(main, define_flags):
-  """`absl.app.run`, but a user's mistake is one line and exit code 1.
+  """`absl.app.run`, with one-line error messages.
 
-  On `Interrupted`, where the same command would resume, the code is RESTART.
+  A `UserError` exits with code 1, an `Interrupted` with RESTART.
 
   Args:
     main: function ().
     define_flags: function () that defines the program's flags. They are
-      defined at its start, so that several programs can be imported together.
+      defined here, not on import, so that several programs can be imported
+      together.
   """
 
   def parse(argv):
@@ -30,18 +31,18 @@ def start(main, define_flags):
     flags.FLAGS.set_default('verbosity', logging.INFO)
     try:
       return flags.FLAGS(argv)
-    # ml_collections raises what ConfigDict raises for a key it lacks.
+    # ml_collections passes on ConfigDict's errors, as for unknown keys.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
             OSError) as e:  # fmt: skip
       _exit(e)
 
   def guarded(argv):
-    # TensorFlow and tensorflow-datasets tell of their own inner life.
+    # TensorFlow and tensorflow-datasets log their own internals.
     logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
     warnings = std_logging.WARNING
     std_logging.getLogger('tensorflow').setLevel(warnings)
     if len(argv) > 1:
-      _exit(f'unknown argument {argv[1]!r}: flags begin with --')
+      _exit(f'unknown argument {argv[1]!r}: flags start with --')
     try:
       main()
     except BadArgument as e:
@@ -60,7 +61,7 @@ def _is_ours_or_a_warning(record):
 
 
 def _exit(error, code=1):
-  # What passed through a KeyError is quoted, and its line ends are escaped.
+  # KeyError quotes its message and escapes line breaks.
   text = str(error).replace('\\n', '. ').replace("\\'", "'")
   message = ' '.join(text.split())
   kind = 'error' if code == 1 else 'interrupted'

@@ -1,4 +1,4 @@
-"""Flags of all programs that draw: which weights, by which sampler."""
+"""Sampler and weights flags, shared by all programs that draw."""
 
 from absl import flags
 
@@ -9,19 +9,19 @@ def define_flags():
   flags.DEFINE_string(
       'sampler',
       None,
-      'ancestral, ddim, dpmpp_2m or heun; by default what the config says.',
+      "ancestral, ddim, dpmpp_2m or heun; by default the config's.",
   )
   flags.DEFINE_integer(
       'steps',
       None,
-      'Steps of the sampler; by default what the config says, for its own'
-      ' sampler, or what another one is good with.',
+      "Sampler steps; by default the config's for its own sampler, else the"
+      " sampler's default.",
   )
   flags.DEFINE_float(
       'eta',
       None,
       'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
-      ' default what the config says.',
+      " default the config's.",
   )
   flags.DEFINE_float(
       'guidance', 1.0, 'Scale of classifier-free guidance; 1 for none.'
@@ -29,14 +29,13 @@ def define_flags():
   flags.DEFINE_string(
       'weights',
       'ema',
-      'ema (the first average of the run); ema:DECAY or power:STD, another that'
-      ' it tracks; posthoc:STD, built from all checkpoints up to this one;'
-      ' or raw.',
+      "ema (the run's first EMA), ema:DECAY or power:STD (another tracked EMA),"
+      ' posthoc:STD (built from all checkpoints up to this one), or raw.',
   )
 
 
 def settings():
-  """What `trained.Trained.sampler` is to be called with; None: not said."""
+  """Keyword arguments of `sampler.for_run` from the flags; None if not set."""
   return {
       'sampler': FLAGS.sampler,
       'steps': FLAGS.steps,

@@ -1,4 +1,4 @@
-"""A folder's worth of images to draw: by one process, or by several hosts."""
+"""Draws many images into a folder, on one or several hosts."""
 
 import json
 import os
@@ -13,39 +13,40 @@ from ddpm.runtime import npz
 from ddpm.runtime import png
 from ddpm.runtime import progress
 from ddpm.runtime import shards
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 from ddpm.sampling import pictures
 
-# A grid of more images than this is nothing to look at.
+# Maximum images in grid.png.
 _GRID_IMAGES = 256
 
 
 class Job:
-  """Images of some seeds, drawn into a folder by one host or by several.
+  """Images of some seeds, drawn into a folder by one or several hosts.
 
-  While it is worked on OUTDIR/parts holds what is drawn, and the job's identity
-  as each host wrote it; host k draws every `hosts`-th part, from the k-th on.
-  No host speaks to another.
+  Until the job is finished, OUTDIR/parts holds the shards drawn so far and each
+  host's copy of the job's identity. Host k draws every `hosts`-th shard,
+  starting with shard k. Hosts do not communicate.
 
   Attributes:
-    identity: dict, all that the images depend on.
-    total: N, the images.
+    identity: dict of everything the images depend on.
+    total: N, the number of images.
 
   Args:
-    outdir: the folder, which all hosts share.
-    draw: function (**columns) -> batches, uint8 [n, H, W, C], or those of
-      an animation, [n, frames, H, W, C].
-    columns: dict of arrays [N, ...], what is known of each image before it is
-      drawn: seeds, labels. samples.npz gets them, too.
-    identity: see there.
-    given: uint8 [H, W, C], the image that these were made of, to be shown as
-      the first one of the grid; None for none.
-    grid_columns: images in a row of it; None for a square.
-    host, hosts: number of this host, and how many there are.
+    outdir: the folder, shared by all hosts.
+    draw: function (**columns) -> batches, uint8 [n, H, W, C], or
+      [n, frames, H, W, C] for an animation.
+    columns: dict of arrays [N, ...], the inputs of each image, such as seeds
+      and labels. samples.npz includes them.
+    identity: see the attribute.
+    given: uint8 [H, W, C], the source picture, shown first in the grid; None
+      for none.
+    grid_columns: images per row of the grid; None for a square.
+    host, hosts: index of this host, number of hosts.
 
   Raises:
-    UserError: the folder holds another job, begun or finished.
+    UserError: the folder holds another job, started or finished.
   """
 
   def __init__(
@@ -71,20 +72,20 @@ class Job:
       self._check_same(path)
 
   def is_finished(self):
-    """Whether all is written already."""
+    """Whether all files are written."""
     return all(
         tf.io.gfile.exists(self._path(name))
         for name in ('samples.npz', 'manifest.json')
     )
 
   def begin(self):
-    """Writes down what the job is, so that another one is told from it."""
-    with writing(f'--outdir {self._outdir}'):
+    """Writes the job's identity, so that another job is refused."""
+    with writing(self._outdir):
       tf.io.gfile.makedirs(self._directory)
     self._write_json(f'parts/job_{self._host}.json', self.identity)
 
   def draw(self):
-    """Draws this host's share of the images that are not there yet."""
+    """Draws this host's share of the missing images."""
     share = self._parts.files()[self._host :: self._hosts]
     missing = sorted(set(share) & set(self._parts.missing()))
     total, left = _rows(share), _rows(missing)
@@ -101,16 +102,16 @@ class Job:
   def wait(self):
     """Waits until the other hosts have drawn their shares."""
     while missing := self._parts.missing():
-      of = {first // shards.ROWS % self._hosts for first, _ in missing}
+      late = {first // shards.ROWS % self._hosts for first, _ in missing}
       logging.log_every_n_seconds(
           logging.INFO, 'waiting for %d images of host %s',
           progress.LOG_SECONDS,
-          _rows(missing), ', '.join(map(str, sorted(of))),
+          _rows(missing), ', '.join(map(str, sorted(late))),
       )  # fmt: skip
       time.sleep(1)
 
   def assemble(self):
-    """Writes samples.npz, grid.png and animation.png from the parts."""
+    """Writes samples.npz, grid.png and animation.png from the shards."""
     images = self._parts.column('images', 0, self.total)
     columns = {name: [column] for name, column in self._columns.items()}
     npz.write_blocks(
@@ -129,8 +130,8 @@ class Job:
     return png.grid(images, columns=self._grid_columns)
 
   def write_pngs(self):
-    """Writes a file an image, from samples.npz: png/SEED.png, or, where an
-    image has not one seed alone, png/NUMBER.png."""
+    """Writes one file per image of samples.npz: png/SEED.png, or png/NUMBER.png
+    if images have two seeds."""
     seeds = self._columns['seeds']
     names = iter(seeds if seeds.ndim == 1 else range(self.total))
     path = self._path('samples.npz')
@@ -139,11 +140,11 @@ class Job:
         png.write_png(self._path(f'png/{next(names):08d}.png'), image)
 
   def finish(self, details):
-    """Writes manifest.json, the sign that all is there."""
+    """Writes manifest.json, which marks the job as finished."""
     self._write_json('manifest.json', self.identity | details)
 
   def clear(self):
-    """Removes the parts, which samples.npz has."""
+    """Removes the shards, which samples.npz replaces."""
     if tf.io.gfile.isdir(self._directory):
       with writing(self._directory):
         tf.io.gfile.rmtree(self._directory)
@@ -163,7 +164,7 @@ class Job:
     return {'images': images[:, -1], 'frames': images}
 
   def _check_same(self, path):
-    """Raises UserError if what a file tells of is another job."""
+    """Raises UserError if a file describes another job."""
     if not tf.io.gfile.exists(path):
       return
     try:
@@ -175,11 +176,11 @@ class Job:
           if theirs.get(name) != value
       ]
     except (ValueError, AttributeError) as e:
-      raise UserError(f'{path} is damaged: use another --outdir') from e
+      raise UserError(f'{path} is damaged: use another outdir') from e
     if differ:
-      raise UserError(
-          f'--outdir {self._outdir} holds another job: {", ".join(differ)}; use'
-          ' another --outdir'
+      raise BadArgument(
+          f'outdir {self._outdir} holds another job: {", ".join(differ)}; use'
+          ' another one'
       )
 
   def _path(self, name):

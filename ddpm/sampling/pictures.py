@@ -1,4 +1,4 @@
-"""Pictures of users, and animations."""
+"""Reads users' pictures and writes animations."""
 
 import io
 
@@ -12,33 +12,33 @@ from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# How long an animation plays, and how long its last frame then stays.
+# Duration of an animation, and of its last frame.
 _ANIMATION_SECONDS = 4.0
 
 _END_SECONDS = 2.0
 
-# Height and width of an animation: noise does not compress.
+# Maximum height and width of an animation, because noise does not compress.
 _ANIMATION_PIXELS = 1024
 
 
 def read(path, shape):
-  """Reads a picture: its central square, in the size that a model draws.
+  """Reads a picture, cropped and resized to a model's image shape.
 
   Args:
-    path: of the file, or a bucket's.
-    shape: (H, W, C) of the model's images, with C 1 or 3.
+    path: the file's path, local or in a bucket.
+    shape: (H, W, C) of the model's images; C is 1 or 3.
 
   Returns:
     uint8 [H, W, C].
 
   Raises:
-    UserError: no picture, or the model's images are none.
+    UserError: the file is not a picture, or C is not 1 or 3.
   """
   height, width, channels = shape
   modes = {1: 'L', 3: 'RGB'}
   if channels not in modes:
     raise UserError(
-        f'{path}: the model draws {channels} channels, which no picture has'
+        f'{path}: the model draws {channels} channels, expected 1 or 3'
     )
   picture = _open(path).convert(modes[channels])
   picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
@@ -46,18 +46,18 @@ def read(path, shape):
 
 
 def read_mask(path, picture_path, shape):
-  """Reads which part of a picture is to be painted: what is white.
+  """Reads a mask: white marks the pixels to repaint.
 
   Args:
-    path: of the mask.
-    picture_path: of the picture, which has its size.
+    path: the mask's path.
+    picture_path: path of the picture, which must have the same size.
     shape: (H, W, C) of the model's images.
 
   Returns:
     bool [H, W, 1].
 
   Raises:
-    UserError: no picture, of another size, or nothing is white.
+    UserError: the mask is not a picture, differs in size, or has no white.
   """
   mask, picture = _open(path), _open(picture_path)
   if mask.size != picture.size:
@@ -72,17 +72,17 @@ def read_mask(path, picture_path, shape):
   )
   mask = np.asarray(mask)[..., None] >= 128
   if not mask.any():
-    raise UserError(f'{path} has no white: white is what is to be painted')
+    raise UserError(f'{path} has no white: paint white what --inpaint repaints')
   return mask
 
 
 def write_animation(path, frames):
-  """Writes an animated PNG, whole or not at all.
+  """Writes an animated PNG atomically.
 
   Args:
-    path: of the file, or a bucket's.
-    frames: uint8 [H, W, C] each, C 1 or 3. Large ones are shrunk by a whole
-      number.
+    path: the file's path, local or in a bucket.
+    frames: list of uint8 [H, W, C]; C is 1 or 3. Large ones are shrunk by an
+      integer factor.
   """
   shrink = -(-max(frames[0].shape[:2]) // _ANIMATION_PIXELS)
   pictures = [Image.fromarray(f.squeeze(2) if f.shape[2] == 1 else f)
@@ -102,10 +102,10 @@ def _open(path):
   try:
     with tf.io.gfile.GFile(path, 'rb') as f:
       picture = Image.open(io.BytesIO(f.read()))
-    # The way up that a camera wrote down.
+    # Cameras store the orientation as metadata.
     return ImageOps.exif_transpose(picture)
   except tf.errors.OpError as e:
     raise UserError(f'{path} cannot be read: {reason(e)}') from e
   except (OSError, SyntaxError, ValueError,
           Image.DecompressionBombError) as e:  # fmt: skip
-    raise UserError(f'{path} is not a picture that can be read') from e
+    raise UserError(f'{path} is not a picture, or damaged') from e
