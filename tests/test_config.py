@@ -47,7 +47,7 @@ def test_an_unknown_variant_is_refused(module):
     'name, value, message',
     [
         ('precision', 'float64', "precision is 'float64', expected one of"),
-        ('diffusion.schedule', 'sqrt', "schedule is 'sqrt', expected one of"),
+        ('diffusion.schedule', 'sqrt', "schedule is 'sqrt', expected .* edm"),
         ('diffusion.prediction', 'z', "prediction is 'z', expected eps, x0"),
         ('diffusion.loss', 'l1', "loss is 'l1', expected one of: simple"),
         ('diffusion.variance', 'x', "variance is 'x', expected one of"),

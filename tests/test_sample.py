@@ -269,7 +269,7 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
         (['--checkpoint=no/ckpt-4'], 'but there is no no/ckpt-4.index'),
         (['--weights=best'], "--weights is 'best', expected ema"),
         (['--precision=int8'], "--precision is 'int8', expected one of"),
-        (['--outdir=/dev/null/x'], '--outdir /dev/null/x cannot be written'),
+        (['--outdir=/dev/null/x'], '/dev/null/x cannot be written'),
         (['--interpolate=1,2,3'], 'needs a sampler that adds no noise, but'),
         (['--denoise_from=no.png'], 'no.png cannot be read'),
         (['--film', '--seeds=0-64'], '--animation takes at most 64 images'),

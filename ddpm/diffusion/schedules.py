@@ -4,16 +4,29 @@ import dataclasses
 
 import numpy as np
 
-SCHEDULES = ('linear', 'cosine', 'edm')
+
+def linear(num_timesteps, beta_start, beta_end):
+  """Linear in t: Ho et al., section 4."""
+  return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def cosine(num_timesteps, beta_start, beta_end):
+  """Nichol and Dhariwal 2021, equation 17: s = 0.008, beta at most 0.999."""
+  del beta_start, beta_end
+  t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+  alphas_cumprod = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
+
+
+# To add a schedule of T steps, write its function and its row here.
+SCHEDULES = {'linear': linear, 'cosine': cosine}
 
 
 def betas_for(schedule, num_timesteps, *, beta_start, beta_end):
   """The variances beta_t of the forward process.
 
   Args:
-    schedule: 'linear' from beta_start to beta_end (Ho et al., section 4), or
-      'cosine' (Nichol and Dhariwal 2021, equation 17, with s = 0.008 and
-      beta clipped to 0.999).
+    schedule: a name in SCHEDULES.
     num_timesteps: T.
     beta_start: first beta of the linear schedule.
     beta_end: last beta of the linear schedule.
@@ -24,20 +37,15 @@ def betas_for(schedule, num_timesteps, *, beta_start, beta_end):
   Raises:
     ValueError: an argument out of range.
   """
+  if schedule not in SCHEDULES:
+    names = ', '.join(SCHEDULES)
+    raise ValueError(f'schedule is {schedule!r}, expected one of: {names}')
   if num_timesteps < 1:
     raise ValueError(f'num_timesteps is {num_timesteps}, expected at least 1')
-  if schedule == 'linear':
-    for name, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
-      if not 0 < beta < 1:
-        raise ValueError(f'{name} is {beta}, expected between 0 and 1')
-    return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
-  if schedule == 'cosine':
-    t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
-    alphas_cumprod = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
-  raise ValueError(
-      f'schedule is {schedule!r}, expected one of: {", ".join(SCHEDULES)}'
-  )
+  for name, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
+    if schedule == 'linear' and not 0 < beta < 1:
+      raise ValueError(f'{name} is {beta}, expected between 0 and 1')
+  return SCHEDULES[schedule](num_timesteps, beta_start, beta_end)
 
 
 def timesteps_for(num_timesteps, steps):

@@ -58,6 +58,11 @@ def jit_compile(config):
 def make_process(config):
   """The diffusion process of a config."""
   process = config.diffusion
+  names = [*schedules.SCHEDULES, 'edm']
+  if process.schedule not in names:
+    raise ValueError(
+        f'schedule is {process.schedule!r}, expected one of: {", ".join(names)}'
+    )
   if (process.schedule == 'edm') != (process.prediction == 'edm'):
     raise ValueError(
         f'prediction is {process.prediction!r} and schedule'
