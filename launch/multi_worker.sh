@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Trains on several hosts, or tries it with several processes on this one.
-# The workdir must be one that all workers share. Flags after -- are those of
-# ddpm.main.
+# Trains on several hosts, or with several processes on this one as a test.
+# All workers must share the workdir. Flags after -- are ddpm.main's.
 #
-# On each host, with its own index (the first is the chief):
+# On each host, with its own index (0 is the chief):
 #   launch/multi_worker.sh --hosts host0:12345,host1:12345 --index 0 -- \
 #     --config=configs/cifar10.py --workdir=/shared/cifar10
 #
@@ -11,8 +10,8 @@
 #   launch/multi_worker.sh --local 2 -- \
 #     --config=configs/mnist5k.py --workdir=runs/mnist5k
 #
-# Exit code 75 of all workers says that the run would go on: they are started
-# again, unless it was this script that was told to stop (SIGTERM, Ctrl-C).
+# Exit code 75 from all workers means the run can resume: they are restarted,
+# unless this script itself was stopped (SIGTERM, Ctrl-C).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -45,7 +44,7 @@ worker() { # hosts index command...
 }
 
 if [[ -z $local ]]; then
-  [[ -n $hosts && -n $index ]] || usage '--local N, or --hosts and --index'
+  [[ -n $hosts && -n $index ]] || usage 'pass --local N, or --hosts and --index'
   worker "$hosts" "$index" launch/local.sh
 fi
 
@@ -60,7 +59,7 @@ PYTHON
 
 stopped='' pids=()
 trap 'stopped=1; kill "${pids[@]}" 2>/dev/null' TERM
-trap 'stopped=1' INT # A terminal's Ctrl-C reaches the workers by itself.
+trap 'stopped=1' INT # A terminal's Ctrl-C also reaches the workers.
 while true; do
   hosts=$(free_ports) pids=() status=0
   for ((i = 0; i < local; i++)); do
@@ -68,15 +67,15 @@ while true; do
     pids+=($!)
   done
   for pid in "${pids[@]}"; do
-    # A signal ends `wait`, but not the worker.
+    # A signal interrupts `wait`, but the worker may still run.
     while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
     wait "$pid"
     code=$?
-    # What went wrong with one says more than that the others would go on.
+    # An error of one worker takes precedence over the others' 75.
     [[ $code == 0 || ($code == 75 && $status != 0) ]] || status=$code
   done
   [[ $status == 75 && -z $stopped ]] || exit "$status"
-  echo 'multi_worker.sh: starting again' >&2
+  echo 'multi_worker.sh: restarting' >&2
   sleep 1
   [[ -z $stopped ]] || exit 75
 done

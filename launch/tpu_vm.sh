@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes a Cloud TPU VM (or slice), installs ddpm on all its hosts, and trains.
-# The workdir should be in a bucket. Flags after -- are those of ddpm.main.
-# --dry_run prints the commands and runs none; --slice is for types with more
-# than one host, whose versions are called -pod.
+# Creates a Cloud TPU VM (or slice), installs ddpm on all its hosts, and trains.
+# The workdir should be in a bucket. Flags after -- are ddpm.main's.
+# --dry_run prints the commands without running them. --slice is for types with
+# several hosts, whose versions end in -pod.
 #
 #   launch/tpu_vm.sh --name my-tpu --zone us-central2-b --type v4-8 \
 #     --version tpu-vm-tf-2.16.1-pjrt -- \
@@ -57,7 +57,7 @@ on_all_hosts "cd ddpm && DDPM_TENSORFLOW=tensorflow-tpu pip install -e . \
 flags=$(printf '%q ' "$@")
 train="cd ddpm && PYTHON=python3 launch/local.sh \
 $flags--config.distribute.strategy=tpu"
-# TensorFlow drives a slice from one process, on its first host.
+# One process, on the first host, drives the whole slice.
 if [[ -n $slice ]]; then
   train="export TPU_NAME=$name TPU_LOAD_LIBRARY=0 && $train"
 fi

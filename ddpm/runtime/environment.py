@@ -22,7 +22,7 @@ CACHE = os.path.join(
 
 
 def prepare():
-  """Makes the settings and imports TensorFlow quietly."""
+  """Makes the settings. Call it before importing TensorFlow."""
   # Keras on another backend cannot run inside tf.distribute.
   os.environ['KERAS_BACKEND'] = 'tensorflow'
   # Later starts reuse the compiled programs.

@@ -130,8 +130,10 @@ class Job:
     return png.grid(images, columns=self._grid_columns)
 
   def write_pngs(self):
-    """Writes one file per image of samples.npz: png/SEED.png, or png/NUMBER.png
-    if images have two seeds."""
+    """Writes each image of samples.npz to png/SEED.png.
+
+    Images with two seeds are numbered instead.
+    """
     seeds = self._columns['seeds']
     names = iter(seeds if seeds.ndim == 1 else range(self.total))
     path = self._path('samples.npz')
