@@ -87,11 +87,7 @@ def score_run(
   )
   bits = None
   if 'bpd' in metrics:
-    if config.diffusion.schedule == 'edm':
-      raise BadArgument(
-          'metrics has bpd, which needs a discrete-time schedule, but the run'
-          ' has edm: leave bpd out'
-      )
+    _check_has_bound(config)
     bits = likelihood.BitsPerDim(
         run,
         real.split(bpd_split),
@@ -110,7 +106,7 @@ def score_run(
     directory = os.path.join(
         run.workdir, 'evaluation', f'{step:08d}_{digest[:8]}'
     )
-    called = f'samples of step {step}'
+    title = f'samples of step {step}'
     samples = sources.GeneratedSamples(
         sampler,
         params,
@@ -121,9 +117,9 @@ def score_run(
         total=num_samples,
         shape=run.model.image_shape,
         labelled=config.model.num_classes > 0,
-        name=called,
+        name=title,
     )
-    result = scorer.score(samples, called)
+    result = scorer.score(samples, title)
     result['details'] |= {
         'checkpoint': path,
         'step': step,
@@ -140,6 +136,14 @@ def score_run(
       result['details']['bpd_split'] = bpd_split
     report.record(run.workdir, result)
     yield result
+
+
+def _check_has_bound(config):
+  if config.diffusion.schedule == 'edm':
+    raise BadArgument(
+        'metrics has bpd, which needs a discrete-time schedule, but the run has'
+        ' edm: leave bpd out'
+    )
 
 
 def load_extractor(metrics, shape, features, inception_weights):
