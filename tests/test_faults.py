@@ -23,6 +23,7 @@ from support import tensors
 from support import TINY
 from support import tiny_config
 from support import TINY_WITHOUT_XLA
+from support import wait_for_line
 import tensorflow as tf
 
 from ddpm.data import catalog
@@ -200,9 +201,7 @@ def test_a_workdir_that_is_read_only_is_an_error(original, tmp_path):
 
 def test_a_second_run_on_a_workdir_is_refused(tmp_path):
   first = start_program(*program(tmp_path))
-  for line in first.stderr:
-    if 'step 1 done' in line:
-      break
+  wait_for_line(first, 'step 1 done')
   try:
     line = refused(*program(tmp_path))
   finally:
