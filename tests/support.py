@@ -5,9 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 from oracles import weights
+import pytest
 import tensorflow as tf
 
 from configs import mnist5k
@@ -62,14 +65,17 @@ def tiny_config(**overrides):
 _SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
 
 
+def _inherited():
+  """The environment, without what ddpm sets in it."""
+  return {k: v for k, v in os.environ.items() if k not in _SET_BY_DDPM}
+
+
 def start_program(module, *args, **env):
   """Starts `python -m MODULE`, with its output to be read as text."""
-  # What ddpm sets in this process is not what a user's shell has.
-  inherited = {k: v for k, v in os.environ.items() if k not in _SET_BY_DDPM}
   return subprocess.Popen(
       [sys.executable, '-m', module, *map(str, args)],
       cwd=ROOT,
-      env=inherited | env,
+      env=_inherited() | env,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -82,6 +88,52 @@ def run_program(module, *args, **env):
   stdout, stderr = process.communicate()
   return subprocess.CompletedProcess(
       process.args, process.returncode, stdout, stderr
+  )
+
+
+def wait_for(condition, what, *, process=None, seconds=120):
+  """Waits until a condition holds.
+
+  Args:
+    condition: function () -> whether it holds.
+    what: it waits for, in words.
+    process: that is to make it hold: the test fails if it ends before.
+    seconds: until the test fails, and the process is killed.
+
+  Returns:
+    What the condition returned.
+  """
+  deadline = time.monotonic() + seconds
+  while True:
+    ended = process is not None and process.poll() is not None
+    if value := condition():
+      return value
+    if ended:
+      pytest.fail(f'it ended before {what}: {process.communicate()}')
+    if time.monotonic() > deadline:
+      if process is not None:
+        process.kill()
+      pytest.fail(f'no {what} within {seconds} s')
+    time.sleep(0.05)
+
+
+def wait_for_line(process, text, *, seconds=120):
+  """Reads what a program says on stderr, up to the line with a text.
+
+  The test fails if the program ends before; after some seconds it is killed.
+  """
+  said = []
+  deadline = threading.Timer(seconds, process.kill)
+  deadline.start()
+  for line in process.stderr:
+    said.append(line)
+    if text in line:
+      deadline.cancel()
+      return
+  deadline.cancel()
+  pytest.fail(
+      f'no {text!r} within {seconds} s, or before it ended with'
+      f' {process.wait()}: {"".join(said)}'
   )
 
 
@@ -156,6 +208,48 @@ def refused(module, *args, after_log=False, **env):
     **env: environment variables.
   """
   return error_line(run_program(module, *args, **env), after_log=after_log)
+
+
+# Runs a program for each list of arguments on standard input.
+_FORKS = """
+import importlib, json, os, runpy, sys, tempfile
+
+module, sys.argv = sys.argv[1], ['-m']  # ddpm looks for that.
+importlib.import_module(module)
+del sys.modules[module]
+ends = []
+for args in json.load(sys.stdin):
+  with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    if not (pid := os.fork()):
+      os.dup2(stdout.fileno(), 1)
+      os.dup2(stderr.fileno(), 2)
+      sys.argv = ['-m', *args]
+      runpy.run_module(module, run_name='__main__', alter_sys=True)
+      sys.exit()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    stdout.seek(0)
+    stderr.seek(0)
+    ends.append([code, stdout.read().decode(), stderr.read().decode()])
+print(json.dumps(ends))
+"""
+
+
+def run_forks(module, calls):
+  """Runs a program once for each list of arguments, quicker than `run_program`.
+
+  Each run is a fork of one process, which has imported all that they need.
+  """
+  calls = [[*map(str, args)] for args in calls]
+  driver = subprocess.run(
+      [sys.executable, '-c', _FORKS, module],
+      input=json.dumps(calls), cwd=ROOT, env=_inherited(),
+      capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert driver.returncode == 0, driver.stderr
+  return [
+      subprocess.CompletedProcess(args, *end)
+      for args, end in zip(calls, json.loads(driver.stdout), strict=True)
+  ]
 
 
 def error_line(done, *, after_log=False):

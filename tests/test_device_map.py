@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from ddpm.diffusion import solvers
 from ddpm.runtime import device_map
-from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
 
@@ -75,35 +74,6 @@ def test_a_batch_of_one_that_does_not_fit():
 )
 def test_batch_size(rows, most, expected):
   assert device_map.batch_size(mirrored(3), rows, most) == expected
-
-
-@pytest.mark.parametrize(
-    'rows, virtual_devices, gpus, expected',
-    [
-        (None, 0, 0, 4),
-        (4, 0, 0, 4),
-        (3, 0, 0, 0),  # All threads in one row: quicker than a row a core.
-        (64, 2, 0, 2),
-        (64, 0, 1, 0),
-    ],
-)
-def test_a_device_a_core(monkeypatch, rows, virtual_devices, gpus, expected):
-  made = {'threads': 0}
-  monkeypatch.delenv('TPU_NAME', raising=False)
-  monkeypatch.setattr(strategy_lib, '_cores', lambda: 4)
-  monkeypatch.setattr(
-      tf.config, 'list_physical_devices', lambda kind: [kind] * gpus
-  )
-  monkeypatch.setattr(
-      tf.config.threading, 'set_intra_op_parallelism_threads',
-      lambda threads: made.update(threads=threads),
-  )  # fmt: skip
-  monkeypatch.setattr(
-      strategy_lib, 'make_strategy',
-      lambda name, virtual_devices: made.update(devices=virtual_devices),
-  )  # fmt: skip
-  strategy_lib.local_strategy(rows, virtual_devices=virtual_devices)
-  assert made == {'devices': expected, 'threads': int(expected == 4)}
 
 
 def test_images_of_a_seed_are_the_same_on_two_devices(network):

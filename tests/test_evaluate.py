@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from support import ROOT
 from support import run_program
 from support import start_program
 from support import TINY_WITHOUT_XLA
+from support import wait_for
 import tensorflow as tf
 
 NUM = ['--num_samples=600', '--metrics=fid,kid,is,prdc,nearest']
@@ -48,9 +48,11 @@ def evaluated(workdir, tmp_path_factory):
       *NUM, f'--out={out}',
   )  # fmt: skip
   process = start_program(*command, XDG_CACHE_HOME=cache)
-  while not (parts := list(workdir.glob('evaluation/*/*/*.npz'))):
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.05)
+  parts = wait_for(
+      lambda: list(workdir.glob('evaluation/*/*/*.npz')),
+      'part of the samples',
+      process=process,
+  )
   process.send_signal(signal.SIGKILL)
   process.wait()
   drawn = parts[0].stat().st_mtime_ns

@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from support import ROOT
+from support import wait_for
 
 
 def launch(script, *args):
@@ -112,13 +112,18 @@ def test_multi_worker_starts_all_again_or_none(tmp_path, codes, code, runs):
 
 
 @pytest.mark.parametrize(
-    'args', [('local.sh',), ('multi_worker.sh', '--local', '2', '--')]
+    'workers, args',
+    [(1, ['local.sh']), (2, ['multi_worker.sh', '--local', '2', '--'])],
 )
-def test_a_script_that_is_told_to_stop_starts_nothing_again(tmp_path, args):
-  process = start_fake(tmp_path, [[], []], *args, '--workdir=w')
-  while not (tmp_path / 'log.0').exists():
-    time.sleep(0.1)
-  time.sleep(0.5)
+def test_a_script_that_is_told_to_stop_starts_nothing_again(
+    tmp_path, workers, args
+):
+  process = start_fake(tmp_path, [[]] * workers, *args, '--workdir=w')
+  # A worker that is in its log has set its trap.
+  for worker in range(workers):
+    log = tmp_path / f'log.{worker}'
+    wait_for(log.exists, f'start of worker {worker}', process=process)
   process.terminate()
   assert process.wait(60) == 75
-  assert len(starts(tmp_path)) == 1
+  for worker in range(workers):
+    assert len(starts(tmp_path, worker)) == 1

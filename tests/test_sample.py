@@ -4,17 +4,19 @@ import json
 import re
 import shutil
 import signal
-import time
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 import numpy as np
 from PIL import Image
 import pytest
+from support import error_line
 from support import refused
+from support import run_forks
 from support import run_program
 from support import start_program
 from support import TINY_WITHOUT_XLA
+from support import wait_for
 import tensorflow as tf
 
 from ddpm import sample
@@ -47,6 +49,10 @@ def draw(workdir, outdir, *flags, **env):
   )
   assert done.returncode == 0, done.stderr
   return done.stderr
+
+
+def parts_in(outdir):
+  return list(outdir.glob('parts/rows_*.npz'))
 
 
 def manifest(outdir):
@@ -146,9 +152,7 @@ def test_goes_on_where_it_was_killed(workdir, tmp_path):
   seeds = f'--seeds=0-{4 * ROWS - 1}'
   flags = [f'--workdir={workdir}', seeds, '--steps=20']
   process = start_program('ddpm.sample', *flags, f'--outdir={tmp_path}')
-  while not (kept := list(tmp_path.glob('parts/rows_*.npz'))):
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.05)
+  kept = wait_for(lambda: parts_in(tmp_path), 'part', process=process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   # What a part holds is taken as it is.
@@ -174,9 +178,7 @@ def test_two_hosts_share_a_job(workdir, drawn, tmp_path):
     return start_program('ddpm.sample', *flags, TF_CONFIG=json.dumps(config))
 
   first = start(0)
-  while len(list(tmp_path.glob('parts/rows_*.npz'))) < 2:
-    assert first.poll() is None, first.communicate()[1]
-    time.sleep(0.05)
+  wait_for(lambda: len(parts_in(tmp_path)) == 2, 'two parts', process=first)
   second = start(1)
   logs = [process.communicate()[1] for process in (first, second)]
   assert first.returncode == second.returncode == 0, logs
@@ -256,28 +258,30 @@ def test_goes_from_one_image_to_another(workdir, tmp_path):
   assert names[0] == '00000000.png' and len(names) == 5
 
 
-@pytest.mark.parametrize(
-    'args, message',
-    [
-        (['--sampler=euler'], "--sampler is 'euler', expected one of"),
-        (['--steps=41'], '--steps is 41, expected at most 40'),
-        (['--eta=0.5'], '--eta is 0.5, which only ddim and dpmpp_2m take'),
-        (['--seeds=5-1'], "--seeds is '5-1', expected"),
-        (['--batch_size=0'], '--batch_size is 0, expected 1 or more'),
-        (['--checkpoint=3'], 'has the steps: 2, 4'),
-        (['--checkpoint=newest'], 'expected latest, a step, or a path such as'),
-        (['--checkpoint=no/ckpt-4'], 'but there is no no/ckpt-4.index'),
-        (['--weights=best'], "--weights is 'best', expected ema"),
-        (['--precision=int8'], "--precision is 'int8', expected one of"),
-        (['--outdir=/dev/null/x'], '/dev/null/x cannot be written'),
-        (['--interpolate=1,2,3'], 'needs a sampler that adds no noise, but'),
-        (['--denoise_from=no.png'], 'no.png cannot be read'),
-        (['--film', '--seeds=0-64'], '--animation takes at most 64 images'),
-    ],
-)
-def test_refuses_in_one_line(workdir, tmp_path, args, message):
-  flags = [f'--workdir={workdir}', f'--outdir={tmp_path}', *args]
-  assert message in refused('ddpm.sample', *flags)
+# Arguments that are wrong, and a part of the line that says so.
+ERRORS = [
+    (['--sampler=euler'], "--sampler is 'euler', expected one of"),
+    (['--steps=41'], '--steps is 41, expected at most 40'),
+    (['--eta=0.5'], '--eta is 0.5, which only ddim and dpmpp_2m take'),
+    (['--seeds=5-1'], "--seeds is '5-1', expected"),
+    (['--batch_size=0'], '--batch_size is 0, expected 1 or more'),
+    (['--checkpoint=3'], 'has the steps: 2, 4'),
+    (['--checkpoint=newest'], 'expected latest, a step, or a path such as'),
+    (['--checkpoint=no/ckpt-4'], 'but there is no no/ckpt-4.index'),
+    (['--weights=best'], "--weights is 'best', expected ema"),
+    (['--precision=int8'], "--precision is 'int8', expected one of"),
+    (['--outdir=/dev/null/x'], '/dev/null/x cannot be written'),
+    (['--interpolate=1,2,3'], 'needs a sampler that adds no noise, but'),
+    (['--denoise_from=no.png'], 'no.png cannot be read'),
+    (['--film', '--seeds=0-64'], '--animation takes at most 64 images'),
+]
+
+
+def test_refuses_in_one_line(workdir, tmp_path):
+  flags = [f'--workdir={workdir}', f'--outdir={tmp_path}']
+  ends = run_forks('ddpm.sample', [[*flags, *args] for args, _ in ERRORS])
+  for done, (args, message) in zip(ends, ERRORS, strict=True):
+    assert message in error_line(done), args
 
 
 def test_refuses_a_damaged_checkpoint_by_its_path(workdir, tmp_path):

@@ -18,6 +18,11 @@ from ddpm.sampling import sampler as sampler_lib
 LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
 
 
+def shallow(**kwargs):
+  """A network of one resolution, which is traced in half the time."""
+  return Network(channel_multipliers=(1,), attention_resolutions=(), **kwargs)
+
+
 def make_sampler(
     network, sampler='dpmpp_2m', steps=5, eta=0.0, guidance=1.0, **kwargs
 ):
@@ -33,7 +38,7 @@ def drawn(sampler, network, *args):
 
 
 def test_an_image_depends_on_its_seed_alone():
-  network = Network()
+  network = shallow()
   images = {}
   for batch_size in (1, 3, 8):
     sampler = make_sampler(
@@ -49,7 +54,7 @@ def test_an_image_depends_on_its_seed_alone():
 
 
 def test_the_digest_is_of_all_that_makes_the_table():
-  network = Network()
+  network = shallow()
   first = make_sampler(network).digest
   assert first == make_sampler(network).digest
   network.diffusion = process_lib.Diffusion(
@@ -61,7 +66,7 @@ def test_the_digest_is_of_all_that_makes_the_table():
 
 
 def test_a_class_for_each_seed():
-  network = Network(num_classes=3)
+  network = shallow(num_classes=3)
   sampler = make_sampler(network, sampler='ddim', steps=2, batch_size=2)
   assert list(sampler.labels(np.arange(5))) == [0, 1, 2, 0, 1]
   (images,) = sampler(network.params, np.array([4, 5]))
@@ -79,7 +84,7 @@ def test_a_class_for_each_seed():
 
 def test_guidance_goes_beyond_the_class():
   """none + s (class - none); the variance is the class's."""
-  network = Network(num_classes=3, null_class=True, learned_variance=True)
+  network = shallow(num_classes=3, null_class=True, learned_variance=True)
   x = tf.random.stateless_normal([2, 8, 8, 1], (0, 0))
   time = tf.constant([3.0, 9.0])
 
@@ -124,7 +129,7 @@ def test_slerp_goes_along_a_great_circle():
 
 
 def test_an_interpolation_begins_and_ends_at_the_images_of_its_seeds():
-  network = Network()
+  network = shallow()
   sampler = make_sampler(network)
   assert not sampler.is_noisy
   assert make_sampler(network, sampler='ddim', eta=1.0).is_noisy
@@ -141,7 +146,7 @@ def test_an_interpolation_begins_and_ends_at_the_images_of_its_seeds():
 
 @pytest.mark.parametrize('sampler', solvers.SOLVERS)
 def test_pixels_outside_the_mask_stay(sampler):
-  network = Network()
+  network = shallow()
   image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
   mask = np.zeros([8, 8, 1], bool)
   mask[:, 5:] = True
@@ -185,7 +190,7 @@ def test_inpainting_keeps_a_gaussians_distribution():
 
 @pytest.mark.parametrize('schedule', ['vp', 'edm'])
 def test_more_strength_leaves_less_of_the_image(schedule):
-  network = Network()
+  network = shallow()
   if schedule == 'edm':
     network.diffusion = process_lib.EDM()
   image = np.random.default_rng(0).integers(0, 256, [8, 8, 1], np.uint8)
@@ -221,7 +226,7 @@ def test_denoising_from_a_level_is_the_closed_form():
 
 @pytest.mark.parametrize('steps', [5, 20])
 def test_an_animation_goes_from_noise_to_the_image(steps):
-  network = Network()
+  network = shallow()
   images = drawn(make_sampler(network, steps=steps), network, np.arange(6))
   animation = drawn(
       make_sampler(network, steps=steps, animation=True), network, np.arange(6)
@@ -235,7 +240,7 @@ def test_an_animation_goes_from_noise_to_the_image(steps):
 
 
 def test_a_long_animation_skips_steps():
-  network = Network()
+  network = shallow()
   network.diffusion = process_lib.Diffusion(LINEAR)
   sampler = make_sampler(network, sampler='ddim', steps=200, animation=True)
   animation = drawn(sampler, network, np.arange(2))

@@ -1,0 +1,300 @@
+"""Which devices a name means, on machines that are made up."""
+
+import json
+import os
+import types
+
+import pytest
+import tensorflow as tf
+
+from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime.errors import Interrupted
+from ddpm.runtime.errors import UserError
+
+
+def tf_config(*workers):
+  task = {'type': 'worker', 'index': 0}
+  return {'cluster': {'worker': workers}, 'task': task}
+
+
+TWO_WORKERS = tf_config('a:1', 'b:1')
+RING, NCCL = (
+    ('multi_worker', implementation)
+    for implementation in (
+        tf.distribute.experimental.CommunicationImplementation.RING,
+        tf.distribute.experimental.CommunicationImplementation.NCCL,
+    )
+)
+
+
+class Machine:
+  """With some GPUs, without TPU or cluster; its strategies are (name, what).
+
+  Attributes:
+    calls: dict of what TensorFlow was told to set up.
+  """
+
+  def __init__(self, monkeypatch):
+    self._monkeypatch = monkeypatch
+    self.calls = {}
+    for name in ('TF_CONFIG', 'TPU_NAME'):
+      monkeypatch.delenv(name, raising=False)
+    self.set_gpus(0)
+
+    def patch(module, name, function):
+      monkeypatch.setattr(module, name, function)
+
+    def note(name):
+      return lambda *args: self.calls.update({name: args})
+
+    patch(tf.config, 'set_logical_device_configuration', note('split'))
+    patch(
+        tf.config.threading, 'set_intra_op_parallelism_threads', note('threads')
+    )
+    patch(tf.config, 'experimental_connect_to_cluster', note('connect'))
+    patch(tf.tpu.experimental, 'initialize_tpu_system', note('initialize'))
+    resolvers = tf.distribute.cluster_resolver
+    patch(resolvers, 'TPUClusterResolver', lambda tpu: tpu)
+    for name, strategy in {
+        'OneDeviceStrategy': 'one_device',
+        'MirroredStrategy': 'mirrored',
+        'TPUStrategy': 'tpu',
+    }.items():
+      patch(tf.distribute, name, lambda what, name=strategy: (name, what))
+    patch(
+        tf.distribute, 'MultiWorkerMirroredStrategy',
+        lambda communication_options: (
+            'multi_worker', communication_options.implementation
+        ),
+    )  # fmt: skip
+
+  def set_gpus(self, number):
+    devices = {'CPU': ['cpu'], 'GPU': ['gpu'] * number}
+    self._monkeypatch.setattr(tf.config, 'list_physical_devices', devices.get)
+
+  def set_env(self, name, value):
+    text = value if isinstance(value, str) else json.dumps(value)
+    self._monkeypatch.setenv(name, text)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+  return Machine(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    'env, gpus, virtual_devices, expected',
+    [
+        ({}, 0, 0, ('one_device', 'CPU:0')),
+        ({}, 1, 0, ('one_device', 'GPU:0')),
+        ({}, 2, 0, ('mirrored', ['GPU:0', 'GPU:1'])),
+        ({}, 0, 1, ('one_device', 'CPU:0')),
+        ({}, 0, 3, ('mirrored', ['CPU:0', 'CPU:1', 'CPU:2'])),
+        # To try a topology: the GPUs stay out of it.
+        ({}, 4, 2, ('mirrored', ['CPU:0', 'CPU:1'])),
+        ({'TPU_NAME': 'v4'}, 2, 0, ('tpu', 'v4')),
+        ({'TF_CONFIG': TWO_WORKERS}, 0, 0, RING),
+        ({'TF_CONFIG': TWO_WORKERS}, 1, 0, NCCL),
+        ({'TF_CONFIG': TWO_WORKERS, 'TPU_NAME': 'v4'}, 0, 0, RING),
+        ({'TF_CONFIG': tf_config('a:1')}, 0, 0, ('one_device', 'CPU:0')),
+    ],
+)  # fmt: skip
+def test_auto(machine, env, gpus, virtual_devices, expected):
+  machine.set_gpus(gpus)
+  for name, value in env.items():
+    machine.set_env(name, value)
+  made = strategy_lib.make_strategy('auto', virtual_devices=virtual_devices)
+  assert made == expected
+  if virtual_devices:
+    cpu, parts = machine.calls['split']
+    assert cpu == 'cpu' and len(parts) == virtual_devices
+  else:
+    assert 'split' not in machine.calls
+
+
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('one_device', ('one_device', 'GPU:0')),
+        ('mirrored', ('mirrored', ['GPU:0', 'GPU:1'])),
+        ('multi_worker', NCCL),
+        ('tpu', ('tpu', 'local')),
+    ],
+)
+def test_a_name_is_taken_at_its_word(machine, name, expected):
+  """Whatever `auto` would choose; one worker may be a cluster."""
+  machine.set_gpus(2)
+  machine.set_env('TF_CONFIG', tf_config('a:1'))
+  assert strategy_lib.make_strategy(name) == expected
+
+
+@pytest.mark.parametrize('name', ['local', 'v4'])
+def test_only_a_tpu_elsewhere_is_connected_to(machine, name):
+  machine.set_env('TPU_NAME', name)
+  assert strategy_lib.make_strategy('tpu') == ('tpu', name)
+  assert machine.calls.get('connect') == (None if name == 'local' else (name,))
+  assert machine.calls['initialize'] == (name,)
+
+
+def test_mirrored_needs_devices(machine):
+  with pytest.raises(UserError, match='TensorFlow sees no GPU: use one_device'):
+    strategy_lib.make_strategy('mirrored')
+
+
+def test_multi_worker_needs_tf_config(machine):
+  with pytest.raises(UserError, match='but TF_CONFIG does not name the work'):
+    strategy_lib.make_strategy('multi_worker')
+  machine.set_env('TF_CONFIG', '{"cluster": ')
+  with pytest.raises(UserError, match=r'^TF_CONFIG is '):
+    strategy_lib.make_strategy('auto')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [ValueError('of\nno use'), tf.errors.UnknownError(None, None, 'of no use')],
+)
+def test_a_worker_that_cannot_start(machine, monkeypatch, error):
+  def fail(**kwargs):
+    raise error
+
+  monkeypatch.setattr(tf.distribute, 'MultiWorkerMirroredStrategy', fail)
+  machine.set_env('TF_CONFIG', TWO_WORKERS)
+  with pytest.raises(UserError, match=r'TF_CONFIG cannot start \(of no use\)'):
+    strategy_lib.make_strategy('auto')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [ValueError('none'), RuntimeError('none'),
+     tf.errors.NotFoundError(None, None, 'none')],
+)  # fmt: skip
+def test_no_tpu(machine, monkeypatch, error):
+  def fail(tpu):
+    raise error
+
+  monkeypatch.setattr(
+      tf.distribute.cluster_resolver, 'TPUClusterResolver', fail
+  )
+  message = r"but no TPU answers as 'local' \(none\)"
+  with pytest.raises(UserError, match=message):
+    strategy_lib.make_strategy('tpu')
+
+
+def in_a_cluster(cluster, task_type='', task_id=0):
+  """Stands for the strategy of a task of a cluster."""
+  resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+      tf.train.ClusterSpec(cluster), task_type=task_type, task_id=task_id
+  )
+  return types.SimpleNamespace(cluster_resolver=resolver)
+
+
+WORKERS = {'worker': ['a:1', 'b:2']}
+WITH_CHIEF = {'chief': ['c:3'], 'worker': ['a:1', 'b:2']}
+
+
+@pytest.mark.parametrize(
+    'cluster, task_type, task_id, expected',
+    [
+        (WORKERS, 'worker', 0, True),
+        (WORKERS, 'worker', 1, False),
+        (WITH_CHIEF, 'chief', 0, True),
+        (WITH_CHIEF, 'worker', 0, False),
+        ({}, '', 0, True),
+    ],
+)
+def test_is_chief(cluster, task_type, task_id, expected):
+  strategy = in_a_cluster(cluster, task_type, task_id)
+  assert strategy_lib.is_chief(strategy) == expected
+
+
+def test_one_process_is_the_chief_and_agrees_with_itself():
+  strategy = tf.distribute.OneDeviceStrategy('CPU:0')
+  assert strategy_lib.is_chief(strategy)
+  strategy_lib.check_agreement(strategy, 4)
+
+
+@pytest.mark.parametrize(
+    'cluster, message, expected',
+    [
+        (WORKERS, 'heartbeat of /job:worker/replica:0/task:1 is late',
+         'worker 1 (b:2)'),
+        (WORKERS, 'heartbeat of /job:worker/task:0 is late', 'worker 0 (a:1)'),
+        (WITH_CHIEF, 'lost /job:chief/replica:0/task:0', 'chief 0 (c:3)'),
+        # The leader itself.
+        (WORKERS, 'cannot reach the leader', 'worker 0 (a:1)'),
+        (WITH_CHIEF, 'cannot reach the leader', 'chief 0 (c:3)'),
+    ],
+)  # fmt: skip
+def test_a_lost_worker_has_name_and_address(
+    monkeypatch, cluster, message, expected
+):
+  assert (
+      strategy_lib._lost_worker(in_a_cluster(cluster), message) == expected
+  )
+  monkeypatch.setattr(
+      strategy_lib, '_has_several_processes', lambda strategy: True
+  )
+  error = tf.errors.UnavailableError(
+      None, None, f'Collective ops is aborted by: {message}'
+  )
+  with (
+      pytest.raises(Interrupted) as caught,
+      strategy_lib.watching_workers(in_a_cluster(cluster)),
+  ):
+    raise error
+  assert str(caught.value).startswith(f'{expected} ')
+
+
+@pytest.mark.parametrize(
+    'several, message',
+    [(False, 'Collective ops is aborted'), (True, 'out of memory')],
+)
+def test_what_is_no_lost_worker_is_left_as_it_is(monkeypatch, several, message):
+  monkeypatch.setattr(
+      strategy_lib, '_has_several_processes', lambda strategy: several
+  )
+  error = tf.errors.UnavailableError(None, None, message)
+  with (
+      pytest.raises(tf.errors.UnavailableError) as caught,
+      strategy_lib.watching_workers(in_a_cluster(WORKERS)),
+  ):
+    raise error
+  assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    'rows, virtual_devices, gpus, expected',
+    [
+        (None, 0, 0, 4),
+        (4, 0, 0, 4),
+        (3, 0, 0, 0),  # All threads in one row: quicker than a row a core.
+        (64, 2, 0, 2),
+        (64, 0, 1, 0),
+    ],
+)
+def test_a_device_a_core(
+    machine, monkeypatch, rows, virtual_devices, gpus, expected
+):
+  machine.set_gpus(gpus)
+  monkeypatch.setattr(strategy_lib, '_cores', lambda: 4)
+  made = strategy_lib.local_strategy(rows, virtual_devices=virtual_devices)
+  assert made == (
+      ('mirrored', [f'CPU:{i}' for i in range(expected)])
+      if expected
+      else ('one_device', 'GPU:0' if gpus else 'CPU:0')
+  )
+  assert machine.calls.get('threads') == ((1,) if expected == 4 else None)
+
+
+def test_a_tpu_is_not_left_for_the_cores(machine):
+  machine.set_env('TPU_NAME', 'v4')
+  assert strategy_lib.local_strategy() == ('tpu', 'v4')
+  assert 'threads' not in machine.calls
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {1, 5, 6})
+  assert strategy_lib._cores() == 3
+  monkeypatch.delattr(os, 'sched_getaffinity')
+  monkeypatch.setattr(os, 'cpu_count', lambda: None)
+  assert strategy_lib._cores() == 1
