@@ -205,6 +205,7 @@ def step_difference(scheduler, config, monkeypatch):
       row,
       start=tf.constant(nhwc(x)),
       keys=rng.key([0]),
+      constrain=sampler_lib.clip,
   )
   return relative_difference(ours.numpy(), nhwc(expected))
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from configs import default
+from ddpm.diffusion import solvers
 from ddpm.formats import diffusers as diffusers_format
 from ddpm.nn import flat
 from ddpm.run import build
@@ -71,8 +72,7 @@ def ours(unet):
       model,
       flat.Layout(model),
       build.make_process(config),
-      sampler='ddim',
-      steps=_STEPS,
+      solvers.SamplerSpec('ddim', _STEPS),
       batch_size=_BATCH // strategy.num_replicas_in_sync,
       strategy=strategy,
       jit_compile=build.jit_compile(config),
