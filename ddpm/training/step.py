@@ -49,8 +49,8 @@ class TrainStep:
     batch_size: images in the global batch, B.
     random_flip: whether to mirror half of the images.
     label_dropout: fraction of the images whose class is withheld.
-    accumulation_steps: shards that a replica's batch is split into and worked
-      off one by one, to save memory.
+    accumulation_steps: shards that a replica's batch is split into, computed
+      one by one to save memory.
     log_every_steps: steps over which the losses by quartile are averaged.
   """
 
