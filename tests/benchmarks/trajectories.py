@@ -92,15 +92,16 @@ def tpu_path():
   from ddpm.runtime import program
   from ddpm.training import step
 
-  make = step.loop_function
+  make = step.make_loop
 
-  def loop_function(*args, stop, **kwargs):
+  def make_loop(*args, stop, **kwargs):
     del stop  # On a TPU this loop is the host's, and the step is compiled.
+    loop = make(*args, stop=0.0, **kwargs)
     return tf.function(
-        make(*args, stop=0.0, **kwargs), jit_compile=True, autograph=False
+        loop.python_function, jit_compile=True, autograph=False
     )
 
-  step.loop_function = loop_function
+  step.make_loop = make_loop
   program.start(main.main, main.define_flags)
 
 
