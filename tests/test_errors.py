@@ -9,6 +9,9 @@ import tensorflow as tf
 from ddpm.runtime import errors
 from ddpm.runtime.errors import UserError
 
+with tf.Graph().as_default():
+  OPERATION = tf.constant(1.0).op
+
 
 @pytest.mark.parametrize(
     'error, expected',
@@ -25,6 +28,8 @@ from ddpm.runtime.errors import UserError
         (ValueError('plain'), 'plain'),
         (RuntimeError(), 'RuntimeError'),
         (tf.errors.UnknownError(None, None, ''), 'UnknownError'),
+        # As text it has where the operation was made, in many lines.
+        (tf.errors.UnknownError(None, OPERATION, 'plain'), 'plain'),
     ],
 )  # fmt: skip
 def test_reason(error, expected):

@@ -20,12 +20,17 @@ class Maker:
     if start == self._fails_at:
       raise KeyboardInterrupt
     self.made.append((start, stop))
-    return {'number': np.arange(start, stop), 'square': np.arange(start, stop)}
+    rows = np.arange(start, stop)
+    return {'number': rows, 'square': rows**2}
 
 
-def numbers(directory, maker, total, start=0, stop=None):
+def column(name, directory, maker, total, start=0, stop=None):
   kept = shards.Shards(str(directory), maker, total=total, name='numbers')
-  return np.concatenate(list(kept.column('number', start, stop or total)))
+  return np.concatenate(list(kept.column(name, start, stop or total)))
+
+
+def numbers(*args):
+  return column('number', *args)
 
 
 def test_goes_on_where_it_was_killed(tmp_path):
@@ -35,6 +40,9 @@ def test_goes_on_where_it_was_killed(tmp_path):
   maker = Maker()
   np.testing.assert_array_equal(
       numbers(tmp_path, maker, total), np.arange(total)
+  )
+  np.testing.assert_array_equal(
+      column('square', tmp_path, maker, total), np.arange(total) ** 2
   )
   assert maker.made == [(2 * ROWS, 3 * ROWS), (3 * ROWS, total)]
 

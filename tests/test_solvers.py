@@ -13,6 +13,8 @@ from ddpm.diffusion import solvers
 from ddpm.sampling import sampler as sampler_lib
 
 BETAS = schedules.betas_for('linear', 50, beta_start=1e-3, beta_end=0.15)
+
+
 def draw(
     sampler, steps, *, n, process=None, jit_compile=True, clip=True, **kwargs
 ):

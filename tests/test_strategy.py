@@ -207,10 +207,27 @@ def test_is_chief(cluster, task_type, task_id, expected):
   assert strategy_lib.is_chief(strategy) == expected
 
 
-def test_one_process_is_the_chief_and_agrees_with_itself():
+def test_one_process_is_the_chief_and_has_nobody_to_ask():
   strategy = tf.distribute.OneDeviceStrategy('CPU:0')
   assert strategy_lib.is_chief(strategy)
+  strategy.gather = None
   strategy_lib.check_agreement(strategy, 4)
+
+
+@pytest.mark.parametrize('steps', [[4, 4, 4], [4, 10, 2]])
+def test_workers_start_at_the_same_step(monkeypatch, steps):
+  monkeypatch.setattr(
+      strategy_lib, '_has_several_processes', lambda strategy: True
+  )
+  strategy = types.SimpleNamespace(
+      run=lambda function, args: function(*args),
+      gather=lambda step, axis: tf.concat([step, steps[1:]], axis),
+  )
+  if len(set(steps)) == 1:
+    strategy_lib.check_agreement(strategy, steps[0])
+  else:
+    with pytest.raises(UserError, match=r'different steps \(2 to 10\)'):
+      strategy_lib.check_agreement(strategy, steps[0])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +235,7 @@ def test_one_process_is_the_chief_and_agrees_with_itself():
     [
         (WORKERS, 'heartbeat of /job:worker/replica:0/task:1 is late',
          'worker 1 (b:2)'),
-        (WORKERS, 'heartbeat of /job:worker/task:0 is late', 'worker 0 (a:1)'),
+        (WORKERS, 'heartbeat of /job:worker/task:1 is late', 'worker 1 (b:2)'),
         (WITH_CHIEF, 'lost /job:chief/replica:0/task:0', 'chief 0 (c:3)'),
         # The leader itself.
         (WORKERS, 'cannot reach the leader', 'worker 0 (a:1)'),
