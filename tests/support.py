@@ -1,5 +1,6 @@
 """What the tests share: a tiny experiment, and programs run as users do."""
 
+import functools
 import json
 import os
 import pathlib
@@ -210,17 +211,20 @@ def refused(module, *args, after_log=False, **env):
   return error_line(run_program(module, *args, **env), after_log=after_log)
 
 
-# Runs a program for each list of arguments on standard input.
-_FORKS = """
+# Has imported the programs; runs one, in a fork, for each line of standard
+# input: its module and its arguments.
+_SERVER = """
 import importlib, json, os, runpy, sys, tempfile
 
-module, sys.argv = sys.argv[1], ['-m']  # ddpm looks for that.
-importlib.import_module(module)
-del sys.modules[module]
-ends = []
-for args in json.load(sys.stdin):
+sys.argv = ['-m']  # As `python -m` has it while it imports a program.
+for name in ('main', 'sample', 'evaluate', 'convert'):
+  importlib.import_module(f'ddpm.{name}')
+  del sys.modules[f'ddpm.{name}']
+for line in sys.stdin:
+  module, args = json.loads(line)
   with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
     if not (pid := os.fork()):
+      os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
       os.dup2(stdout.fileno(), 1)
       os.dup2(stderr.fileno(), 2)
       sys.argv = ['-m', *args]
@@ -229,27 +233,37 @@ for args in json.load(sys.stdin):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     stdout.seek(0)
     stderr.seek(0)
-    ends.append([code, stdout.read().decode(), stderr.read().decode()])
-print(json.dumps(ends))
+    end = code, stdout.read().decode(), stderr.read().decode()
+    print(json.dumps(end), flush=True)
 """
 
 
-def run_forks(module, calls):
-  """Runs a program once for each list of arguments, quicker than `run_program`.
+@functools.cache
+def _server():
+  # It ends with this process, at the end of its input.
+  return subprocess.Popen(
+      [sys.executable, '-c', _SERVER],
+      cwd=ROOT,
+      env=_inherited(),
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+  )
 
-  Each run is a fork of one process, which has imported all that they need.
+
+def run_fork(module, *args):
+  """As `run_program`, but without the seconds that it takes to import.
+
+  For runs where the start is not the point. The program is a process of its
+  own, which begins where TensorFlow is imported and has done nothing yet.
   """
-  calls = [[*map(str, args)] for args in calls]
-  driver = subprocess.run(
-      [sys.executable, '-c', _FORKS, module],
-      input=json.dumps(calls), cwd=ROOT, env=_inherited(),
-      capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert driver.returncode == 0, driver.stderr
-  return [
-      subprocess.CompletedProcess(args, *end)
-      for args, end in zip(calls, json.loads(driver.stdout), strict=True)
-  ]
+  server = _server()
+  args = [str(arg) for arg in args]
+  server.stdin.write(json.dumps([module, args]) + '\n')
+  server.stdin.flush()
+  return subprocess.CompletedProcess(
+      args, *json.loads(server.stdout.readline())
+  )
 
 
 def error_line(done, *, after_log=False):

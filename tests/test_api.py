@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from support import ROOT
-from support import run_program
+from support import run_fork
 from support import TINY_WITHOUT_XLA
 
 # What a Jupyter kernel does around a cell.
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
       ('ddpm.main', *TINY_WITHOUT_XLA, '--config.train.num_steps=4'),
       ('ddpm.sample', '--seeds=5-8', f'--outdir={folder}/out'),
   ):
-    done = run_program(program, *flags, f'--workdir={workdir}')
+    done = run_fork(program, *flags, f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
   return folder
 

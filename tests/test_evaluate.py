@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from support import ROOT
+from support import run_fork
 from support import run_program
 from support import start_program
 from support import TINY_WITHOUT_XLA
@@ -22,7 +23,7 @@ NUM = ['--num_samples=600', '--metrics=fid,kid,is,prdc,nearest']
 def workdir(tmp_path_factory):
   """Checkpoints of steps 2 and 4, to be scored on two virtual devices."""
   workdir = tmp_path_factory.mktemp('run')
-  done = run_program(
+  done = run_fork(
       'ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={workdir}',
       '--config.train.num_steps=4',
   )  # fmt: skip
@@ -107,7 +108,7 @@ def test_samples_of_the_sampler_program_get_the_same_scores(
     workdir, evaluated, tmp_path
 ):
   """Other batches, another process, one device, an .npz file."""
-  done = run_program(
+  done = run_fork(
       'ddpm.sample', f'--workdir={workdir}', '--seeds=0-599', '--batch_size=50',
       f'--outdir={tmp_path}',
   )  # fmt: skip
@@ -129,7 +130,7 @@ def test_samples_of_the_sampler_program_get_the_same_scores(
 
 def test_bits_per_dimension_and_sampler_steps(workdir, evaluated):
   """A few images of a network that knows nothing; another number of steps."""
-  done = run_program(
+  done = run_fork(
       'ddpm.evaluate', f'--workdir={workdir}', '--metrics=fid,bpd',
       '--num_samples=40', '--split=train', '--sampler=ddim', '--steps=5',
       '--weights=raw',

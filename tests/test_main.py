@@ -10,7 +10,7 @@ from support import error_line
 from support import metrics
 from support import refused
 from support import ROOT
-from support import run_forks
+from support import run_fork
 from support import run_program
 from support import tensors
 from support import TINY
@@ -67,7 +67,9 @@ def test_2_and_2_resumed_steps_are_4_to_the_bit(run, tmp_path):
 
 # XLA compiles for each device: for two, which says enough. The first
 # all-reduce of eight takes minutes at times, where there are but two cores.
-@pytest.mark.parametrize('devices, xla', [(2, True), (4, False)])
+@pytest.mark.parametrize(
+    'devices, xla', [(2, True), pytest.param(8, False, marks=pytest.mark.slow)]
+)
 def test_virtual_devices_follow_one(run, tmp_path, devices, xla):
   done = train(
       tmp_path, '--config.distribute.strategy=mirrored',
@@ -124,8 +126,8 @@ ERRORS = [
 
 def test_refuses_in_one_line(tmp_path):
   flags = [*TINY, f'--workdir={tmp_path / "w"}']
-  ends = run_forks('ddpm.main', [[*flags, *args] for args, _ in ERRORS])
-  for done, (args, message) in zip(ends, ERRORS, strict=True):
+  for args, message in ERRORS:
+    done = run_fork('ddpm.main', *flags, *args)
     assert message in error_line(done), args
 
 

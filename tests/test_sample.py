@@ -12,8 +12,7 @@ from PIL import Image
 import pytest
 from support import error_line
 from support import refused
-from support import run_forks
-from support import run_program
+from support import run_fork
 from support import start_program
 from support import TINY_WITHOUT_XLA
 from support import wait_for
@@ -34,7 +33,7 @@ ROWS = shards.ROWS
 def workdir(tmp_path_factory):
   """A run of 4 steps, with classes; it drew a grid at its end."""
   path = tmp_path_factory.mktemp('run')
-  done = run_program(
+  done = run_fork(
       'ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={path}',
       '--config.train.num_steps=4', '--config.model.num_classes=10',
       '--config.diffusion.num_timesteps=40',
@@ -43,9 +42,9 @@ def workdir(tmp_path_factory):
   return path
 
 
-def draw(workdir, outdir, *flags, **env):
-  done = run_program(
-      'ddpm.sample', f'--workdir={workdir}', f'--outdir={outdir}', *flags, **env
+def draw(workdir, outdir, *flags):
+  done = run_fork(
+      'ddpm.sample', f'--workdir={workdir}', f'--outdir={outdir}', *flags
   )
   assert done.returncode == 0, done.stderr
   return done.stderr
@@ -279,8 +278,8 @@ ERRORS = [
 
 def test_refuses_in_one_line(workdir, tmp_path):
   flags = [f'--workdir={workdir}', f'--outdir={tmp_path}']
-  ends = run_forks('ddpm.sample', [[*flags, *args] for args, _ in ERRORS])
-  for done, (args, message) in zip(ends, ERRORS, strict=True):
+  for args, message in ERRORS:
+    done = run_fork('ddpm.sample', *flags, *args)
     assert message in error_line(done), args
 
 
