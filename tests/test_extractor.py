@@ -76,7 +76,7 @@ def test_savedmodel(tmp_path, classes):
 def test_refuses(tmp_path):
   with pytest.raises(UserError, match="features is 'vgg', expected one of"):
     load('vgg')
-  with pytest.raises(UserError, match=r'mnist, which takes .* 28 x 28 x 1, but'):
+  with pytest.raises(UserError, match=r'mnist, which takes .* 28 x 1, but'):
     load('mnist', (32, 32, 3))
   with pytest.raises(UserError, match='is not a SavedModel with the signature'):
     load(f'savedmodel:{tmp_path}')
