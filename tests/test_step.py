@@ -106,7 +106,10 @@ EDM = {
 }
 
 
-@pytest.mark.parametrize('settings, steps', [(LEARNED, 12), (EDM, 3)])
+@pytest.mark.parametrize(
+    'settings, steps',
+    [(LEARNED, 12), pytest.param(EDM, 3, marks=pytest.mark.slow)],
+)
 def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
   """The loss history, classes, EMAs: on two replicas, with accumulation."""
   one = make_trainer(1, **WITHOUT_XLA, **settings)
@@ -129,7 +132,9 @@ def test_what_successors_add_follows_the_trajectory_of_one(settings, steps):
     [
         (WITHOUT_XLA, 1e-5),
         ({'precision': 'mixed_bfloat16'}, 2e-2),
-        ({'precision': 'mixed_float16'}, 5e-3),
+        pytest.param(
+            {'precision': 'mixed_float16'}, 5e-3, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_jit_and_precision_change_only_the_rounding(
