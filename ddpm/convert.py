@@ -55,7 +55,11 @@ def define_flags():
       ' --from_diffusers only. By default configs/default.py.',
       lock_config=True,
   )
-  flags.DEFINE_string('checkpoint', 'latest', 'latest, or a step.')
+  flags.DEFINE_string(
+      'checkpoint',
+      'latest',
+      'latest, a step, or a path such as runs/mnist5k/checkpoints/ckpt-600.',
+  )
   sampler_flags.define_flags()
 
 
@@ -87,8 +91,8 @@ def from_diffusers(directory, workdir):
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
     layout = flat.Layout(model)
-    step = step_lib.TrainStep.from_config(config, model, layout)
-    state = step.initial_state(params)
+    train_step = step_lib.TrainStep.from_config(config, model, layout)
+    state = train_step.initial_state(params)
     checkpoints = checkpoint.Checkpointer(
         folder, state, layout, writes=True, keep_last=1, keep_every_steps=0
     )
@@ -107,21 +111,21 @@ def from_diffusers(directory, workdir):
 def to_diffusers(directory, workdir):
   """Writes a run's network as a DDPMPipeline."""
   with _new_folder('to_diffusers', directory) as folder:
-    source, loaded, params = _read_run(workdir)
-    diffusers_format.save(folder, loaded.config, loaded.model, params)
+    source, run, params = _read_run(workdir)
+    diffusers_format.save(folder, run.config, run.model, params)
   logging.info(
       'wrote %s: %s parameters, %s; next, in Python:'
       " diffusers.DDPMPipeline.from_pretrained('%s')",
-      directory, f'{loaded.layout.size:,}', source, directory,
+      directory, f'{run.layout.size:,}', source, directory,
   )  # fmt: skip
 
 
 def to_savedmodel(directory, workdir):
   """Writes a run's sampler as a SavedModel that maps seeds to images."""
   with _new_folder('to_savedmodel', directory) as folder:
-    source, loaded, params = _read_run(workdir)
+    source, run, params = _read_run(workdir)
     sampler = sampler_lib.for_run(
-        loaded,
+        run,
         **sampler_flags.settings(),
         batch_size=1,
         jit_compile=False,  # A server may lack XLA.
@@ -143,7 +147,7 @@ def to_savedmodel(directory, workdir):
       'wrote %s: %s parameters, %s, %s of %d steps; next, in Python:'
       " tf.saved_model.load('%s').signatures['serving_default']("
       'seeds=tf.range(4), labels=tf.zeros([4], tf.int32))',
-      directory, f'{loaded.layout.size:,}', source, sampler.spec.sampler,
+      directory, f'{run.layout.size:,}', source, sampler.spec.sampler,
       sampler.spec.steps, directory,
   )  # fmt: skip
 
@@ -151,9 +155,9 @@ def to_savedmodel(directory, workdir):
 def _read_run(workdir):
   """Name and step of the weights, their `reader.Run`, and the weights."""
   path = checkpoint.find(workdir, FLAGS.checkpoint)
-  loaded = reader.Run(workdir)
-  step, name, params = loaded.weights(path, FLAGS.weights)
-  return f'{name} of step {step}', loaded, params
+  run = reader.Run(workdir)
+  step, name, params = run.weights(path, FLAGS.weights)
+  return f'{name} of step {step}', run, params
 
 
 @contextlib.contextmanager

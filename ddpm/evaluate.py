@@ -14,7 +14,6 @@ from absl import flags
 from absl import logging
 
 from ddpm.api import scoring
-from ddpm.metrics import evaluator
 from ddpm.metrics import real_images
 from ddpm.metrics import report
 from ddpm.metrics import sources
@@ -125,13 +124,13 @@ def _score_images(metrics):
     )
   real = real_images.RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
   split = FLAGS.split or 'train'
-  scorer = evaluator.Evaluator(
+  scorer = scoring.make_evaluator(
       metrics,
-      scoring.load_extractor(
-          metrics, samples.shape, FLAGS.features, FLAGS.inception_weights
-      ),
-      reference=real.split(split),
-      training=real.split('train') if 'nearest' in metrics else None,
+      real,
+      split=split,
+      training_split='train',
+      features=FLAGS.features,
+      inception_weights=FLAGS.inception_weights,
       num_samples=count,
       strategy=strategy,
   )

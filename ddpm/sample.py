@@ -113,13 +113,13 @@ def main():
     )
   check_flags()
   host, hosts = cluster.this_host()
-  model = reader.Run(FLAGS.workdir, precision=FLAGS.precision)
+  run = reader.Run(FLAGS.workdir, precision=FLAGS.precision)
   columns = _columns()
   strategy = strategy_lib.local_strategy(
       len(columns['seeds']),
-      virtual_devices=model.config.distribute.virtual_devices,
+      virtual_devices=run.config.distribute.virtual_devices,
   )
-  job, details = _make_job(model, columns, strategy, host, hosts)
+  job, details = _make_job(run, columns, strategy, host, hosts)
   if job.is_finished():
     logging.info('%s is finished: there is nothing to draw', FLAGS.outdir)
     if host == 0:
@@ -154,7 +154,7 @@ def _columns():
   return {'seeds': parse_seeds(FLAGS.seeds)}
 
 
-def _make_job(model, columns, strategy, host, hosts):
+def _make_job(run, columns, strategy, host, hosts):
   """The job that the flags describe, and more fields for its manifest."""
   seeds = columns['seeds'].reshape(len(columns['seeds']), -1)[:, 0]
   if FLAGS.animation and len(seeds) > _MOST_ANIMATED:
@@ -162,16 +162,16 @@ def _make_job(model, columns, strategy, host, hosts):
         f'--animation takes at most {_MOST_ANIMATED} images, got'
         f' {len(seeds)}: use fewer seeds'
     )
-  labels = parse_labels(FLAGS.labels, seeds, model.config.model.num_classes)
+  labels = parse_labels(FLAGS.labels, seeds, run.config.model.num_classes)
   if labels is not None:
     columns = columns | {'labels': labels}
-  picture, mask, pictured = _pictures(model)
+  picture, mask, pictured = _pictures(run)
   settings = sampler_flags.settings()
   if FLAGS.interpolate and settings['eta'] is None:
     settings['eta'] = 0.0  # Only initial noise is interpolated.
   path = checkpoint.find(FLAGS.workdir, FLAGS.checkpoint)
   sampler = sampler_lib.for_run(
-      model,
+      run,
       **settings,
       batch_size=device_map.batch_size(
           strategy, min(len(seeds), shards.ROWS), most=FLAGS.batch_size
@@ -188,7 +188,7 @@ def _make_job(model, columns, strategy, host, hosts):
         f' {sampler.spec.sampler} with eta {sampler.spec.eta}: use'
         ' --sampler=dpmpp_2m'
     )
-  step, weights, params = model.weights(path, FLAGS.weights)
+  step, weights, params = run.weights(path, FLAGS.weights)
   job = job_lib.Job(
       FLAGS.outdir,
       functools.partial(sampler, params),
@@ -202,7 +202,7 @@ def _make_job(model, columns, strategy, host, hosts):
           'guidance': sampler.spec.guidance,
           'labels': FLAGS.labels,
           'seeds': None if FLAGS.interpolate else FLAGS.seeds,
-          'precision': model.precision,
+          'precision': run.precision,
           'animation': FLAGS.animation,
           'interpolate': FLAGS.interpolate,
       } | pictured,
@@ -216,7 +216,7 @@ def _make_job(model, columns, strategy, host, hosts):
       'step': step,
       'weights': weights,
       'num_images': len(seeds),
-      'config': model.config.to_dict(),
+      'config': run.config.to_dict(),
       'versions': {
           'ddpm': ddpm.__version__,
           'tensorflow': tf.__version__,
@@ -254,7 +254,7 @@ def check_flags():
     )
 
 
-def _pictures(model):
+def _pictures(run):
   """Reads the pictures of --init_image, --inpaint and --mask.
 
   Returns:
@@ -264,7 +264,7 @@ def _pictures(model):
   path = FLAGS.init_image or FLAGS.inpaint
   if not path:
     return None, None, {}
-  shape = model.model.image_shape
+  shape = run.model.image_shape
   picture, mask = pictures.read(path, shape), None
   fields = {'init_image': path, 'strength': FLAGS.strength}
   if FLAGS.inpaint:

@@ -76,10 +76,11 @@ def test_images_are_those_of_the_program(folder):
 def test_train_resumes_what_the_program_began(folder, tmp_path):
   shutil.copytree(folder / 'runs', tmp_path / 'runs')
   printed = python(
-      'import ddpm\n'
-      "config = ddpm.Run('runs/mnist5k').config\n"
+      'import ddpm, pathlib\n'
+      "workdir = pathlib.Path('runs') / 'mnist5k'\n"
+      'config = ddpm.Run(workdir).config\n'
       'config.train.num_steps = 6\n'
-      "run = ddpm.train(config, 'runs/mnist5k')\n"
+      'run = ddpm.train(config, workdir)\n'
       'print(run.config.train.num_steps, run.sample([1]).shape)\n',
       tmp_path,
   )

@@ -455,6 +455,19 @@ def test_refuses_an_average_that_is_not_tracked(tracked, which):
     tracked.weights(which)
 
 
+def test_another_runs_checkpoint_is_rebuilt_from_that_run(tracked, tmp_path):
+  other = Tracked(tmp_path)
+  other.save(100, 200)
+  for path in (
+      checkpoint.find(tracked.workdir, '800'),
+      checkpoint.find(tracked.workdir, '1050'),
+  ):
+    expected = tracked.trained.weights(path, 'posthoc:0.07')
+    found = other.trained.weights(path, 'posthoc:0.07')
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[2], expected[2])
+
+
 def test_refuses_to_rebuild_what_it_cannot(tracked, tmp_path):
   for std in ('0.0', '0.29', '1.0'):
     with pytest.raises(UserError, match=f'is {std}, expected 0 to 0.29'):

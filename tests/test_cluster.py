@@ -48,13 +48,13 @@ def test_the_chief_comes_first(monkeypatch):
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('{', 'TF_CONFIG is {, expected such as {"cluster"'),
-        ('[]', r'TF_CONFIG is \[\], expected such as'),
-        ('{"cluster": {"worker": ["a"]}}', 'expected such as'),
+        ('{', 'TF_CONFIG is {, expected something like {"cluster"'),
+        ('[]', r'TF_CONFIG is \[\], expected something like'),
+        ('{"cluster": {"worker": ["a"]}}', 'expected something like'),
         ('{"cluster": {"worker": ["a"]}, "task": {"index": 1}}', 'expected'),
         ('{"cluster": {"worker": ["a"]}, "task": {"index": -1}}', 'expected'),
         ('{"cluster": {"chief": ["a"], "worker": ["b"]}, "task": {"index": 0}}',
-         'expected such as'),
+         'expected something like'),
         ('{"cluster": {"ps": ["a"], "worker": ["b"]}}', 'has the job ps, exp'),
         ('{"cluster": {"evaluator": ["a"]}}', 'has the job evaluator'),
     ],

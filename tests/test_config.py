@@ -48,7 +48,7 @@ def test_an_unknown_variant_is_refused(module):
     [
         ('precision', 'float64', "precision is 'float64', expected one of"),
         ('diffusion.schedule', 'sqrt', "schedule is 'sqrt', expected .* edm"),
-        ('diffusion.prediction', 'z', "prediction is 'z', expected eps, x0"),
+        ('diffusion.prediction', 'z', "prediction is 'z', expected one of"),
         ('diffusion.loss', 'l1', "loss is 'l1', expected one of: simple"),
         ('diffusion.variance', 'x', "variance is 'x', expected one of"),
         ('optimizer.decay', 'step', "decay is 'step', expected one of"),
@@ -56,15 +56,18 @@ def test_an_unknown_variant_is_refused(module):
         ('sample.sampler', 'euler', "sampler is 'euler', expected one of"),
         ('distribute.strategy', 'gpu', "strategy is 'gpu', expected one of"),
         ('train.batch_size', 0, 'batch_size is 0, expected at least 1'),
+        ('train.batch_size', None, 'batch_size is None, expected at least 1'),
         ('seed', -1, 'seed is -1, expected at least 0'),
         ('model.dropout', 1.0, 'dropout is 1.0, expected below 1'),
         ('sample.steps', 1001, 'steps is 1001, expected at most'),
+        ('diffusion.num_timesteps', 0, 'num_timesteps is 0, expected at'),
         ('sample.eta', 1.5, 'sample.eta is 1.5, expected 0 to 1'),
         ('sample.sigma_min', 90.0, 'sample.sigma_min is 90.0 and sigma_max'),
         ('sample.rho', 0.0, 'sample.rho is 0.0, expected more than 0'),
         ('model.channel_multipliers', (), 'channel_multipliers is empty'),
         ('ema.decays', (), 'decays is empty'),
         ('ema.decays', (1.0,), 'decays has 1.0'),
+        ('ema.decays', ('a',), 'config.ema has a value of the wrong type: '),
         ('data.image_size', 30, 'image size 30 is not divisible by 4'),
         ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
         ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
@@ -90,7 +93,7 @@ def test_refuses(name, value, message):
   config.update_from_flattened_dict({name: value})
   with pytest.raises(UserError, match=message) as error:
     config_lib.validate(config)
-  # It begins with a knob, as a flag has it.
+  # It begins with a setting, as a flag has it.
   assert re.match(r'config\.\w+(\.\w+)* ', str(error.value))
 
 
@@ -123,9 +126,10 @@ def test_a_workdir_describes_itself(tmp_path):
   assert loaded.to_dict() == config.to_dict()
   assert loaded.is_locked
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
-  (tmp_path / 'config.json').write_text('{"seed": ')
-  with pytest.raises(UserError, match=r'config.json is not a config'):
-    config_lib.load(str(tmp_path))
+  for text in ('{"seed": ', '5', '"seed"', '{"train": 5}', '{"version": []}'):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=r'config.json is not a config'):
+      config_lib.load(str(tmp_path))
 
 
 def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):

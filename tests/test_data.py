@@ -94,9 +94,9 @@ def test_mnist5k_is_500_of_each_digit():
 @pytest.mark.parametrize(
     'name, split, size, message',
     [
-        ('mnist', 'train', 28, "data.name is 'mnist', expected mnist5k or"),
+        ('mnist', 'train', 28, "data set 'mnist' is unknown, expected mnist"),
         ('mnist5k', 'test', 28, "no split 'test'"),
-        ('mnist5k', 'train', 32, 'image_size is 32, but mnist5k is 28 x 28'),
+        ('mnist5k', 'train', 32, '28 x 28 pixels, but data.image_size is 32'),
         ('tfds:no_such_set', 'train', 28, "no data set 'no_such_set'"),
     ],
 )

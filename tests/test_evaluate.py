@@ -158,7 +158,7 @@ ERRORS = [
     (['--workdir=RUN/nothing'], 'has no checkpoints: train first'),
     (['--workdir=RUN', '--data=cifar10'], "--data is 'cifar10', expected"),
     (['--workdir=RUN', '--features=inception',
-      '--inception_weights=RUN/none.pth'], '--inception_weights'),
+      '--inception_weights=RUN/none.pth'], 'pass it as inception_weights'),
     (['--samples=RUN/digits.npz', '--data=mnist5k', '--num_samples=50'],
      'has 40 images, but --num_samples is 50'),
     (['--samples=RUN/colour.npz', '--data=mnist5k', '--metrics=nearest'],

@@ -41,6 +41,20 @@ def test_a_damaged_file_of_blocks_is_named(tmp_path):
       list(npz.read_blocks(str(path), 'images', rows=512))
 
 
+def test_a_damaged_file_of_arrays_is_named(tmp_path):
+  path = tmp_path / 'rows.npz'
+  random = np.random.default_rng(0).integers(0, 256, [99, 9], np.uint8)
+  npz.write(str(path), {'rows': random})
+  np.testing.assert_array_equal(npz.read(str(path))['rows'], random)
+  data = path.read_bytes()
+  for damaged in (b'', data[:50], data[:400] + b'damage' + data[406:]):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'rows.npz is damaged: delete it'):
+      npz.read(str(path))
+  with pytest.raises(UserError, match=r'other.npz is damaged'):
+    npz.read(str(tmp_path / 'other.npz'))
+
+
 @pytest.mark.parametrize('version', [(1, 0), (2, 0)])
 def test_an_array_is_read_in_any_order(tmp_path, version):
   rows = np.arange(60, dtype='<f4').reshape(10, 3, 2)

@@ -24,7 +24,7 @@ def workdir(tmp_path):
   return shutil.copytree(OLD, tmp_path / 'old')
 
 
-def test_knobs_are_found_where_they_are_now():
+def test_settings_are_found_under_their_new_names():
   config = config_lib.load(str(OLD))
   assert config.train.remat
   assert config.model.compat.downsample_padding == 'symmetric'

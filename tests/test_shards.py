@@ -67,6 +67,33 @@ def test_fewer_rows_are_there_and_more_rows_are_made(tmp_path):
   assert maker.made[2:] == [(ROWS, ROWS + 90)]
 
 
+def test_progress_is_that_of_the_rows_asked_for(tmp_path, monkeypatch):
+  bars = []
+
+  class Bar:
+    def __init__(self, total, *, done, name, **kwargs):
+      bars.append(self)
+      self.said, self.is_open = [(name, done, total)], True
+
+    def update(self, done):
+      self.said.append(done)
+
+    def close(self):
+      self.is_open = False
+
+  monkeypatch.setattr(shards.progress, 'Progress', Bar)
+  maker = Maker()
+  numbers(tmp_path, maker, 4 * ROWS, ROWS, 2 * ROWS + 5)
+  numbers(tmp_path, maker, 4 * ROWS, ROWS, 2 * ROWS)
+  numbers(tmp_path, maker, 4 * ROWS, 0, 3 * ROWS)
+  total = ROWS + 5
+  assert [bar.said for bar in bars] == [
+      [('numbers', ROWS, total), ROWS, total],
+      [('numbers', ROWS, 3 * ROWS), ROWS],
+  ]
+  assert not any(bar.is_open for bar in bars)
+
+
 def test_a_damaged_file_is_named(tmp_path):
   numbers(tmp_path, Maker(), 5)
   (path,) = tmp_path.iterdir()

@@ -84,6 +84,14 @@ def test_files_that_are_refused(npz, tmp_path):
   (tmp_path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
   with pytest.raises(UserError, match=r'cut.npz is not an .npz file'):
     sources.samples(str(tmp_path / 'cut.npz'))
+  np.savez_compressed(tmp_path / 'squeezed.npz', images=IMAGES, labels=[3] * 99)
+  squeezed = (tmp_path / 'squeezed.npz').read_bytes()
+  middle = len(squeezed) // 4
+  (tmp_path / 'squeezed.npz').write_bytes(
+      squeezed[:middle] + bytes(8) + squeezed[middle + 8 :]
+  )
+  with pytest.raises(UserError, match=r'squeezed.npz is (damaged|not an)'):
+    sources.samples(str(tmp_path / 'squeezed.npz')).read(0, len(IMAGES))
 
 
 def test_folders_that_are_refused(tmp_path):

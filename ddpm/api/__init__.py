@@ -4,6 +4,8 @@ They use all local GPUs, or else the CPU. Bad input raises
 `runtime.errors.UserError`, with a one-line message.
 """
 
+import os
+
 import numpy as np
 
 from ddpm.api import scoring
@@ -25,7 +27,7 @@ def train(config, workdir):
 
   Args:
     config: ConfigDict, such as `configs.mnist5k.get_config()`.
-    workdir: the run's folder.
+    workdir: the run's folder, a string or path.
 
   Returns:
     `Run`.
@@ -33,6 +35,7 @@ def train(config, workdir):
   Raises:
     UserError: the config is invalid, or the run cannot start or continue.
   """
+  workdir = os.fspath(workdir)
   config_lib.validate(config)
   strategy = build.make_strategy(config)
   files.make_writable_folder(workdir)

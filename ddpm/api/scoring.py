@@ -65,7 +65,6 @@ def score_run(
   sampler = sampler_lib.for_run(
       run, **sampling, batch_size=batch_size, strategy=strategy
   )
-  spec = sampler.spec
   name = data or config.data.name
   real = real_images.RealImages(
       name, data_dir or config.data.data_dir, run.model.image_shape
@@ -73,15 +72,13 @@ def score_run(
   # bpd is for unseen images by default.
   bpd_split = split or 'test'
   split = split or config.data.split
-  scorer = evaluator.Evaluator(
+  scorer = make_evaluator(
       metrics,
-      load_extractor(
-          metrics, run.model.image_shape, features, inception_weights
-      ),
-      reference=real.split(split),
-      training=(
-          real.split(config.data.split) if 'nearest' in metrics else None
-      ),
+      real,
+      split=split,
+      training_split=config.data.split,
+      features=features,
+      inception_weights=inception_weights,
       num_samples=num_samples,
       strategy=strategy,
   )
@@ -97,7 +94,8 @@ def score_run(
     )
   logging.info(
       '%d samples per checkpoint, %s, %d steps, %d replicas',
-      num_samples, spec.sampler, spec.steps, strategy.num_replicas_in_sync,
+      num_samples, sampler.spec.sampler, sampler.spec.steps,
+      strategy.num_replicas_in_sync,
   )  # fmt: skip
   for path in paths:
     step, name_of_weights, params = run.weights(path, weights)
@@ -110,13 +108,9 @@ def score_run(
     samples = sources.GeneratedSamples(
         sampler,
         params,
-        os.path.join(
-            directory, f'{spec.sampler}_{spec.steps}_{sampler.digest}'
-        ),
-        identity=f'{digest} {spec.sampler} {sampler.digest}',
+        directory,
+        weights_digest=digest,
         total=num_samples,
-        shape=run.model.image_shape,
-        labelled=config.model.num_classes > 0,
         name=title,
     )
     result = scorer.score(samples, title)
@@ -124,10 +118,10 @@ def score_run(
         'checkpoint': path,
         'step': step,
         'weights': name_of_weights,
-        'sampler': spec.sampler,
-        'steps': spec.steps,
-        'eta': spec.eta,
-        'guidance': spec.guidance,
+        'sampler': sampler.spec.sampler,
+        'steps': sampler.spec.steps,
+        'eta': sampler.spec.eta,
+        'guidance': sampler.spec.guidance,
         'data': name,
         'split': split,
     }
@@ -146,15 +140,47 @@ def _check_has_bound(config):
     )
 
 
-def load_extractor(metrics, shape, features, inception_weights):
-  """The `base.Extractor` for an image shape; None if no metric needs one."""
-  if not metrics & evaluator.OF_FEATURES:
-    return None
-  default = 'mnist' if tuple(shape) == (28, 28, 1) else 'inception'
-  return extractors.load(
-      features or default,
-      inception_weights=inception_weights,
-      image_shape=shape,
+def make_evaluator(
+    metrics,
+    real,
+    *,
+    split,
+    training_split,
+    features,
+    inception_weights,
+    num_samples,
+    strategy,
+):
+  """The `evaluator.Evaluator` of samples against real images.
+
+  Args:
+    metrics: set of names in `evaluator.MINIMUM`.
+    real: `real_images.RealImages`.
+    split: of the real images to compare with.
+    training_split: of those whose copies 'nearest' looks for.
+    features: extractor name; None for the default for the image shape.
+    inception_weights: weights file of the extractor 'inception'.
+    num_samples: to score.
+    strategy: single-process `tf.distribute.Strategy`.
+
+  Raises:
+    UserError: as `score_run`.
+  """
+  extractor = None
+  if metrics & evaluator.OF_FEATURES:
+    default = 'mnist' if real.shape == (28, 28, 1) else 'inception'
+    extractor = extractors.load(
+        features or default,
+        inception_weights=inception_weights,
+        image_shape=real.shape,
+    )
+  return evaluator.Evaluator(
+      metrics,
+      extractor,
+      reference=real.split(split),
+      training=real.split(training_split) if 'nearest' in metrics else None,
+      num_samples=num_samples,
+      strategy=strategy,
   )
 
 

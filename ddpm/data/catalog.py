@@ -56,7 +56,7 @@ def load(name, *, data_dir, split, image_size):
         )
     )
   raise UserError(
-      f'config: data.name is {name!r}, expected mnist5k or tfds:NAME, such as'
+      f'data set {name!r} is unknown, expected mnist5k or tfds:NAME, such as'
       ' tfds:mnist'
   )
 
@@ -64,10 +64,10 @@ def load(name, *, data_dir, split, image_size):
 def _mnist5k(split, image_size):
   """5,000 digits that ship with the package; README.md has their origin."""
   if split != 'train':
-    raise UserError(f'config: mnist5k has no split {split!r}, only train')
+    raise UserError(f'mnist5k has no split {split!r}, only train')
   if image_size != 28:
     raise UserError(
-        f'config: data.image_size is {image_size}, but mnist5k is 28 x 28: set'
+        f'mnist5k has 28 x 28 pixels, but data.image_size is {image_size}: set'
         ' it to 28'
     )
   file = importlib.resources.files('ddpm.data') / 'mnist5k.npz'

@@ -36,19 +36,18 @@ def load(name, *, data_dir, split, image_size):
     builder = tfds.builder(name, data_dir=data_dir)
   except (tfds.core.registered.DatasetNotFoundError, ValueError) as e:
     raise UserError(
-        f'config: tensorflow-datasets has no data set {name!r} (data.name is'
-        f' tfds:{name})'
+        f'tensorflow-datasets has no data set {name!r}'
     ) from e
   if not builder.is_prepared():
     _prepare(builder, name, data_dir)
   if 'image' not in builder.info.features:
-    raise UserError(f'config: data set {name!r} has no images')
+    raise UserError(f'data set {name!r} has no images')
   try:
     count = builder.info.splits[split].num_examples
   except (KeyError, ValueError) as e:
     splits = ', '.join(builder.info.splits)
     raise UserError(
-        f'config: {name!r} has no split {split!r}, it has: {splits}'
+        f'data set {name!r} has no split {split!r}, it has: {splits}'
     ) from e
   channels = builder.info.features['image'].shape[-1]
   _check_memory(name, count * image_size**2 * channels)
@@ -88,9 +87,9 @@ def _prepare(builder, name, data_dir):
       socket.create_connection(('storage.googleapis.com', 443), 5).close()
   except OSError as e:
     raise UserError(
-        f'{where}, and there is no network to download it: set'
-        ' --config.data.data_dir to a folder that has it, or run tfds build'
-        f' {name} on a machine with a network'
+        f'{where}, and there is no network to download it: set data_dir to a'
+        f' folder that has it, or run tfds build {name} on a machine with a'
+        ' network'
     ) from e
   try:
     builder.download_and_prepare()
@@ -102,9 +101,9 @@ def _check_memory(name, size):
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if size > _MEMORY_SHARE * total:
     raise UserError(
-        f'config: data set {name!r} takes {size / 2**30:.1f} GiB of memory,'
+        f'data set {name!r} takes {size / 2**30:.1f} GiB of memory,'
         f' expected at most half of the {total / 2**30:.1f} GiB here: use a'
-        ' part of it (data.split=train[:10%]) or a smaller data.image_size'
+        ' part of it (split train[:10%]) or a smaller image size'
     )
 
 

@@ -1,8 +1,12 @@
 """How training chooses the noise level of each image.
 
 A choice is a function of an image's own key and of the loss history, which is
-part of a run's state: `initial_history` creates it, `update_history` adds the
-losses of a step. Choices that ignore losses have an empty history.
+part of a run's state. Choices that ignore losses have an empty history. Each
+class has three methods:
+
+  initial_history() -> dict of tensors
+  draw(keys, history) -> `Draw`
+  update_history(history, t, losses) -> the history with a step's losses
 
 Shapes: keys are uint32 [B, 2]; t, weight and quartile are [B].
 
@@ -106,6 +110,7 @@ class LossSecondMoment:
     return tf.where(warm, p, tf.ones_like(p) / self.num_timesteps)
 
   def draw(self, keys, history):
+    # By inverting the distribution function.
     p = self.probabilities(history)
     edges = tf.cumsum(p)
     u = rng.uniform(keys, ()) * edges[-1]

@@ -110,6 +110,10 @@ class Process:
     prior_sigma: standard deviation of the noise that sampling starts from.
   """
 
+  def steps(self, number, *, karras_spacing, strength=1.0):
+    """The `Steps` of a sampler that takes `number` of them."""
+    raise NotImplementedError
+
   def level(self, t):
     """The `Level` of each image's t."""
     raise NotImplementedError
@@ -125,7 +129,7 @@ class Process:
     return per_image(level.alpha) * x0 + per_image(level.sigma) * noise
 
   def target(self, x0, level, noise):
-    """The network's target F = (x_0 - c_skip x_t) / c_out, with x_t put in."""
+    """The network's target F = (x_0 - c_skip x_t) / c_out, x_t substituted."""
     alpha, sigma, _ = level
     _, c_skip, c_out = self.preconditioning(level)
     of_x0 = (1.0 - alpha * c_skip) / c_out
@@ -165,6 +169,10 @@ class Process:
 class Diffusion(Process):
   """A forward process of T steps.
 
+  Attributes:
+    betas: float64 NumPy array [T], variances of the steps.
+    alphas_cumprod: float64 NumPy array [T], \\bar\\alpha_{t+1} of the paper.
+
   Args:
     betas: float64 [T], from `schedules.betas_for`.
     prediction: what the network predicts: 'eps', 'x0' or 'v'.
@@ -173,8 +181,8 @@ class Diffusion(Process):
       2021).
     rescale_timesteps: whether the network's time is t * 1000 / T, not t (as in
       Nichol and Dhariwal's code).
-    spacing: `schedules.KarrasSpacing` of samplers that use it; its limits
-      count as far as the schedule reaches them.
+    spacing: `schedules.KarrasSpacing` of samplers that use it; its limits are
+      clipped to the schedule's range.
 
   Raises:
     ValueError: an argument out of range.
@@ -189,13 +197,16 @@ class Diffusion(Process):
       rescale_timesteps=False,
       spacing=_SPACING,
   ):
-    if prediction not in PREDICTIONS or prediction == 'edm':
+    names = [name for name in PREDICTIONS if name != 'edm']
+    if prediction not in names:
       raise ValueError(
-          f'prediction is {prediction!r}, expected eps, x0 or v (edm needs the'
-          ' schedule edm)'
+          f'prediction is {prediction!r}, expected one of: {", ".join(names)}'
+          ' (edm needs the schedule edm)'
       )
     if variance not in VARIANCES:
-      raise ValueError(f'variance is {variance!r}, expected one of {VARIANCES}')
+      raise ValueError(
+          f'variance is {variance!r}, expected one of: {", ".join(VARIANCES)}'
+      )
     self.prediction = prediction
     self.variance = variance
     self.num_timesteps = len(betas)
@@ -243,7 +254,15 @@ class Diffusion(Process):
     return Steps(alpha, ratio * alpha, time, t)
 
   def posterior(self, t, s):
-    """`posterior` of timesteps: int NumPy arrays [N], s = -1 for clean."""
+    """Coefficients of q(x_s | x_t, x_0).
+
+    Args:
+      t: int NumPy array [N], the noisier timesteps.
+      s: int NumPy array [N], the less noisy ones; -1 for clean images.
+
+    Returns:
+      As `schedules.posterior`.
+    """
     return schedules.posterior(
         self._alphas[t],
         self._sigmas[t],
@@ -254,6 +273,9 @@ class Diffusion(Process):
 
 class EDM(Process):
   """The process of Karras et al. 2022: x = x_0 + sigma noise, any sigma.
+
+  Attributes:
+    sigma_data: standard deviation of the data.
 
   Args:
     spacing: `schedules.KarrasSpacing` of a sampler's steps.
@@ -278,6 +300,8 @@ class EDM(Process):
           f'variance is {variance!r}, expected fixedlarge or fixedsmall with'
           ' the schedule edm'
       )
+    if num_timesteps < 1:
+      raise ValueError(f'num_timesteps is {num_timesteps}, expected at least 1')
     if not sigma_data > 0:
       raise ValueError(f'sigma_data is {sigma_data}, expected more than 0')
     self.prediction = 'edm'

@@ -6,12 +6,15 @@ import numpy as np
 
 
 def linear(num_timesteps, beta_start, beta_end):
-  """Linear in t: Ho et al., section 4."""
+  """beta_t, linear in t: Ho et al., section 4. Returns float64 [T]."""
   return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
 
 
 def cosine(num_timesteps, beta_start, beta_end):
-  """Nichol and Dhariwal 2021, equation 17: s = 0.008, beta at most 0.999."""
+  """Nichol and Dhariwal 2021, equation 17: s = 0.008, beta_t at most 0.999.
+
+  Returns float64 [T].
+  """
   del beta_start, beta_end
   t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
   alphas_cumprod = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2

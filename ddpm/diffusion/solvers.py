@@ -148,7 +148,7 @@ def heun(path, eta):
 def _first_order(path, *, noise):
   """x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 
-  eps = (x - alpha x_0) / sigma is what the network takes for the noise in x.
+  eps = (x - alpha x_0) / sigma is the network's estimate of the noise in x.
   """
   alpha, sigma, alpha_s, sigma_s = path[:4]
   ratio = np.sqrt(sigma_s**2 - noise**2) / sigma
@@ -168,6 +168,8 @@ SOLVERS = {
     ),
     'heun': Solver(heun, default_steps=18, karras_spacing=True, clips=False),
 }
+# In words, for messages.
+TAKE_ETA = ' and '.join(n for n, s in SOLVERS.items() if s.takes_eta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +199,8 @@ class SamplerSpec:
     if not 0.0 <= self.eta <= 1.0:
       raise ValueError(f'eta is {self.eta}, expected 0 to 1')
     if self.eta and not solver.takes_eta:
-      names = ' and '.join(n for n, s in SOLVERS.items() if s.takes_eta)
       raise ValueError(
-          f'eta is {self.eta}, which only {names} take, but the sampler is'
+          f'eta is {self.eta}, which only {TAKE_ETA} take, but the sampler is'
           f' {self.sampler}'
       )
     if not math.isfinite(self.guidance):

@@ -258,7 +258,7 @@ def _find_scheduler(directory):
       raise UserError(f'{directory} has no scheduler/scheduler_config.json')
   elif not path:
     logging.warning(
-        '%s has no scheduler: using the diffusion process of --config',
+        '%s has no scheduler: using the diffusion process of the config',
         directory,
     )
   return path

@@ -132,6 +132,11 @@ def kid(real_blocks, fake_blocks, block_size=1000):
   The mean over disjoint pairs of blocks. A partial last block is dropped; a
   set of fewer than block_size rows is one block.
 
+  Args:
+    real_blocks: features of real images, an iterable of arrays [n, D].
+    fake_blocks: features of samples, the same.
+    block_size: rows of a block, at least 2.
+
   Returns:
     (value, standard error); the error is nan for a single pair.
   """

@@ -13,6 +13,9 @@ from ddpm.runtime.errors import UserError
 class RealImages:
   """A data set's splits, each loaded once, in a fixed random order.
 
+  Attributes:
+    shape: (H, W, C).
+
   Args:
     name: 'mnist5k', 'tfds:NAME' or 'folder:PATH'.
     data_dir: data directory of tensorflow-datasets; None for its default.
@@ -22,7 +25,7 @@ class RealImages:
   def __init__(self, name, data_dir, shape):
     self._name = name
     self._data_dir = data_dir or '~/tensorflow_datasets'
-    self._shape = tuple(shape)
+    self.shape = tuple(shape)
     self._splits = {}
 
   def split(self, split):
@@ -36,7 +39,7 @@ class RealImages:
     return self._splits[split]
 
   def _load(self, split):
-    name, shape = self._name, self._shape
+    name, shape = self._name, self.shape
     if name.startswith('folder:'):
       if split != 'train':
         raise BadArgument(

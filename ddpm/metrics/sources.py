@@ -125,7 +125,7 @@ class Npz:
       if 'labels' in names:
         with np.load(path) as arrays:
           self.labels = arrays['labels'].astype(np.int32)
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+    except npz.DAMAGE as e:
       raise UserError(f'{path} is not an .npz file: {reason(e)}') from e
     shape, dtype = self._images.shape, self._images.dtype
     if len(shape) != 4 or shape[-1] not in (1, 3):
@@ -145,7 +145,7 @@ class Npz:
   def read(self, start, stop):
     try:
       return self._images.read(start, stop)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except npz.DAMAGE as e:
       raise UserError(f'{self._path} is damaged: {reason(e)}') from e
 
 
@@ -165,25 +165,32 @@ class GeneratedSamples:
   Args:
     sampler: `sampler.Sampler`.
     params: float32 [P], the model's weights.
-    directory: keeps the samples.
-    identity: of weights and sampler.
+    directory: of these weights; keeps the samples, one folder per sampler.
+    weights_digest: hash of the weights.
     total: N.
-    shape: (H, W, C).
-    labelled: whether the model has classes.
     name: for the log.
   """
 
   def __init__(
-      self, sampler, params, directory, *, identity, total, shape, labelled,
-      name,
-  ):  # fmt: skip
-    self.identity = identity
-    self.shape = shape
-    self.labels = sampler.labels(np.arange(total)) if labelled else None
+      self, sampler, params, directory, *, weights_digest, total, name
+  ):
+    spec = sampler.spec
+    self.identity = f'{weights_digest} {spec.sampler} {sampler.digest}'
+    self.shape = sampler.image_shape
+    self.labels = None
+    if sampler.num_classes:
+      self.labels = sampler.labels(np.arange(total))
     self._sampler = sampler
     self._params = params
     self._total = total
-    self._shards = shards.Shards(directory, self._draw, total=total, name=name)
+    self._shards = shards.Shards(
+        os.path.join(
+            directory, f'{spec.sampler}_{spec.steps}_{sampler.digest}'
+        ),
+        self._draw,
+        total=total,
+        name=name,
+    )
 
   def __len__(self):
     return self._total

@@ -7,7 +7,14 @@ import tensorflow as tf
 
 
 class Layout:
-  """Names and shapes of a network's weights, in the flat vector's order."""
+  """Names and shapes of a network's weights, in the flat vector's order.
+
+  Attributes:
+    size: P, the number of weights.
+
+  Args:
+    model: a built Keras model, such as `unet.UNet`.
+  """
 
   def __init__(self, model):
     self._weights = [
@@ -17,6 +24,7 @@ class Layout:
     self.size = sum(self._sizes)
 
   def to_json(self):
+    """Names and shapes as JSON, by which a checkpoint is checked."""
     return json.dumps([[name, list(shape)] for name, shape in self._weights])
 
   def split(self, flat):

@@ -10,27 +10,27 @@ def guided_network(model, layout, params, labels, *, guidance=1.0):
     model: `unet.UNet`.
     layout: its `flat.Layout`.
     params: float32 [P].
-    labels: int32 [B]; not looked at where the model has no classes.
+    labels: int32 [B]; ignored if the model has no classes.
     guidance: scale s of classifier-free guidance (Ho and Salimans 2021, whose
-      w is s - 1): none + s (class - none); 1 for none of it. A model with a
-      null class alone knows 'none'.
+      w is s - 1): none + s (class - none); 1 for no guidance. Only a model
+      with a null class has 'none'.
 
   Returns:
     Function (x float32 [B, H, W, C], time [B]) -> the model's output.
   """
   weights = layout.split(params)
 
-  def ask(x, time, labels):
+  def call(x, time, labels):
     output, _ = model.stateless_call(weights, [], x, time, labels=labels)
     return output
 
   def network(x, time):
     if not model.num_classes:
-      return ask(x, time, None)
+      return call(x, time, None)
     if guidance == 1.0:
-      return ask(x, time, labels)
+      return call(x, time, labels)
     none = tf.fill(tf.shape(labels), model.num_classes)
-    output = ask(
+    output = call(
         tf.concat([x, x], 0),
         tf.concat([time, time], 0),
         tf.concat([labels, none], 0),

@@ -81,7 +81,7 @@ class Settings:
 
 
 class GroupNorm(keras.layers.GroupNormalization):
-  """Keras's layer, whose statistics it takes a channel at a time.
+  """Keras's layer, with statistics taken per channel first.
 
   Keras splits the channels of the whole feature map in groups, and what is
   broadcast over five dimensions is several times slower on a CPU.
@@ -250,7 +250,7 @@ def _double(x):
 def _conv_doubled(conv, x):
   """conv(_double(x)) of a conv3, with 4/9 of its multiplications.
 
-  Of the 3 x 3 pixels under the kernel 2 x 2 are different ones: even and odd
+  Of the 3 x 3 pixels under the kernel only 2 x 2 are distinct: even and odd
   rows and columns are four convolutions of x itself, with sums of weights.
   """
   kernel, bias = map(tf.convert_to_tensor, (conv.kernel, conv.bias))
@@ -269,9 +269,10 @@ def _conv_doubled(conv, x):
 
 
 def _fold(kernel, odd, *, axis):
-  """Weights of three pixels to those of the two that they are doubles of.
+  """Folds the weights of three upsampled pixels into those of their sources.
 
-  An even pixel's double comes after it, an odd one's before.
+  The three have two sources: an even pixel shares its source with the next
+  pixel, an odd one with the one before.
   """
   before, own, after = tf.split(kernel, 3, axis)
   pair = [before + own, after] if odd else [before, own + after]

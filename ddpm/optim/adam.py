@@ -83,7 +83,7 @@ class Clip:
     _at_least('clip_norm', self.clip_norm, 0)
 
   def share(self, gradient, replicas):
-    """Clips one replica's share of the gradient, before the sum."""
+    """Clips one replica's share of the gradient [P], before the sum."""
     if self.clip == 'per_replica' and self.clip_norm:
       gradient, _ = clip_by_norm(gradient, self.clip_norm / replicas)
     return gradient

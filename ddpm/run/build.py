@@ -1,8 +1,8 @@
 """The objects of a run, made from its config.
 
 Each object checks its own arguments and raises ValueError. The message begins
-with the argument's name, which is the knob's, so that `config.validate` only
-puts the knob's group before it.
+with the argument's name, which is the setting's, so that `config.validate` only
+puts the setting's group before it.
 """
 
 import keras
@@ -172,7 +172,7 @@ def make_sampler_spec(
     `solvers.SamplerSpec`.
 
   Raises:
-    ValueError: an argument out of range, or of no use to the model.
+    ValueError: an argument out of range, or not supported by the model.
   """
   num_timesteps = config.diffusion.num_timesteps
   if sampler in (None, config.sample.sampler):

@@ -49,7 +49,7 @@ class Checkpointer:
     self._keep_last = keep_last
     self._keep_every_steps = keep_every_steps
     with tf.device('CPU:0'):
-      self._names = tf.Variable(layout.to_json(), trainable=False)
+      self._layout_json = tf.Variable(layout.to_json(), trainable=False)
     self._last = self._kept = self._copy = None
     # One thread, so that checkpoints are written in order.
     self._thread = futures.ThreadPoolExecutor(1)
@@ -75,7 +75,7 @@ class Checkpointer:
       _check_layout(reader, path, self._layout)
       _check_entries(reader, path, self._state)
       checkpoint = tf.train.Checkpoint(
-          layout=self._names, **_entries(self._state.variables())
+          layout=self._layout_json, **_entries(self._state.variables())
       )
       status = checkpoint.read(path).assert_existing_objects_matched()
       # The manager's save counter has no counterpart here.
@@ -91,7 +91,7 @@ class Checkpointer:
           self._state.variables(),
       )
     checkpoint = tf.train.Checkpoint(
-        layout=self._names, **_entries(self._copy)
+        layout=self._layout_json, **_entries(self._copy)
     )
     directory, kept = _directories(self._workdir)
     with writing(directory):
@@ -178,10 +178,13 @@ def find(workdir, which):
     raise BadArgument(
         f'checkpoint is {which}, but {workdir} has the steps: {steps}'
     )
+  damaged = {}
   for path in paths:
     if not (damage := _damage(path)):
       return path
-  raise UserError(f'{paths[0]} is damaged: {damage}')
+    damaged[path] = damage
+  path, damage = next(iter(damaged.items()))
+  raise UserError(f'{path} is damaged: {damage}')
 
 
 def _find_path(which):
@@ -270,6 +273,14 @@ def read_weights(path, layout, weights):
 def step_of(path):
   """The step of a checkpoint, from its path."""
   return int(path.rpartition('-')[2])
+
+
+def workdir_of(path):
+  """The workdir of a checkpoint, from its path."""
+  directory = os.path.dirname(path)
+  if os.path.basename(directory) == 'kept':
+    directory = os.path.dirname(directory)
+  return os.path.dirname(directory)
 
 
 def _directories(workdir):

@@ -1,6 +1,7 @@
 """The config of a run: checked before any work, and kept in the workdir."""
 
 import json
+import numbers
 import os
 
 from ml_collections import config_dict
@@ -24,7 +25,7 @@ _TRAJECTORY = (
 # The data's folder does not change the data.
 _NOT_TRAJECTORY = ('data.data_dir',)
 
-# What no object of `build` checks. The least value of numbers:
+# What no object of `build` checks. Minimum of each number:
 _LEAST = dict.fromkeys((
     'data.image_size', 'model.image_channels', 'model.num_res_blocks',
     'model.num_heads', 'model.norm_groups', 'model.patch_size',
@@ -36,7 +37,7 @@ _LEAST = dict.fromkeys((
     'train.keep_every_steps', 'train.max_skipped_steps', 'train.grace_seconds',
     'distribute.virtual_devices',
 ), 0)  # fmt: skip
-# The values of words:
+# Allowed strings:
 _CHOICES = {
     'precision': PRECISIONS,
     'model.resample': unet.RESAMPLES,
@@ -50,7 +51,7 @@ _CHOICES = {
 
 # Of config.json. Version 1 had no number.
 _VERSION = 2
-# New names of knobs of version 1.
+# New names of version 1's settings.
 _RENAMED = {
     'model.downsample_padding': 'model.compat.downsample_padding',
     'model.embedding_order': 'model.compat.embedding_order',
@@ -76,11 +77,11 @@ def validate(config):
   """Raises UserError for the first thing in a config that cannot work.
 
   The objects of a run check their own arguments when `build` makes them; here
-  their messages get the knob's group. What no object checks is checked here.
+  their messages get the setting's group. What no object checks is checked here.
   """
   for name, least in _LEAST.items():
     value = _field(config, name)
-    if not value >= least:
+    if not isinstance(value, numbers.Real) or not value >= least:
       raise UserError(f'config.{name} is {value}, expected at least {least}')
   for name, choices in _CHOICES.items():
     value = _field(config, name)
@@ -91,8 +92,8 @@ def validate(config):
       )
   for group, check in (
       ('sample', build.make_spacing),
-      ('sample', build.make_sampler_spec),
       ('diffusion', build.make_process),
+      ('sample', build.make_sampler_spec),
       ('diffusion', build.make_loss),
       ('diffusion', build.make_noise_levels),
       ('optimizer', build.make_optimizer),
@@ -103,8 +104,12 @@ def validate(config):
   ):
     try:
       check(config)
-    except (ValueError, TypeError) as e:
+    except ValueError as e:
       raise UserError(f'config.{group}.{e}') from e
+    except TypeError as e:
+      raise UserError(
+          f'config.{group} has a value of the wrong type: {e}'
+      ) from e
 
 
 def _check_model(config):
@@ -145,8 +150,8 @@ def load(workdir):
   """Reads WORKDIR/config.json.
 
   Returns:
-    A locked ConfigDict, or None if the workdir has none. A knob that is newer
-    than the file has its default, which is what the run had.
+    A locked ConfigDict, or None if the workdir has none. A setting that is
+    newer than the file has its default, which is what the run had.
 
   Raises:
     UserError: the file is not a config.
@@ -157,6 +162,8 @@ def load(workdir):
   try:
     with tf.io.gfile.GFile(path) as f:
       fields = json.loads(f.read(), object_hook=_lists_to_tuples)
+    if not isinstance(fields, dict):
+      raise ValueError('expected a JSON object')
     version = fields.pop('version', 1)
     if version > _VERSION:
       raise ValueError(
@@ -164,16 +171,16 @@ def load(workdir):
           ' ddpm that wrote it'
       )
     if version == 1:
-      _rename_knobs(fields)
+      _rename_settings(fields)
     config = defaults.get_config().lock()
     config.update(fields)
     return config
-  except (ValueError, TypeError, KeyError) as e:
+  except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise UserError(f'{path} is not a config: {e}') from e
 
 
-def _rename_knobs(fields):
-  """Moves knobs of version 1 to where they are since; `fields` is changed."""
+def _rename_settings(fields):
+  """Moves version 1's settings to their new names, in place."""
   for old, new in _RENAMED.items():
     group, name = old.split('.')
     if name not in fields.get(group, {}):
@@ -200,7 +207,7 @@ def check_same_trajectory(config, workdir):
   if differ:
     raise UserError(
         f'{workdir} holds a run of another config: {", ".join(differ)}; use'
-        ' another --workdir, or the values it was started with'
+        ' another workdir, or the values it was started with'
     )
 
 

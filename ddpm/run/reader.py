@@ -1,6 +1,7 @@
 """A run read back from its workdir: config, model, weights."""
 
 import functools
+import os
 import re
 
 import numpy as np
@@ -39,8 +40,8 @@ class Run:
       raise BadArgument(
           f'precision is {precision!r}, expected one of: {expected}'
       )
-    self.workdir = workdir
-    self.config = config_lib.load(workdir)
+    self.workdir = os.fspath(workdir)
+    self.config = config_lib.load(self.workdir)
     if self.config is None:
       if checkpoint.any_in(workdir):
         raise UserError(f'{workdir} has checkpoints, but no config.json')
@@ -113,7 +114,7 @@ class Run:
       raise BadArgument(f'weights is posthoc:{std}: {e}') from e
     last = checkpoint.step_of(path)
     snapshots = []
-    for found in checkpoint.find_all(self.workdir):
+    for found in checkpoint.find_all(checkpoint.workdir_of(path)):
       step = checkpoint.step_of(found)
       if step > last:
         break
@@ -122,7 +123,8 @@ class Run:
     if len(snapshots) < 2:
       raise BadArgument(
           f'weights is posthoc:{std}, which needs 2 snapshots, but'
-          f' {self.workdir} has {len(snapshots)} up to step {last}'
+          f' {checkpoint.workdir_of(path)} has {len(snapshots)} up to step'
+          f' {last}'
       )
     paths, steps, widths = zip(*snapshots)
     coefficients = ema.posthoc_coefficients(steps, widths, last, std)

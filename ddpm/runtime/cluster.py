@@ -58,7 +58,9 @@ def read():
     if job == 'worker':
       index += len(jobs.get('chief', []))
   except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
-    raise UserError(f'TF_CONFIG is {text}, expected such as {_EXAMPLE}') from e
+    raise UserError(
+        f'TF_CONFIG is {text}, expected something like {_EXAMPLE}'
+    ) from e
   return Cluster(tasks, index)
 
 

@@ -1,5 +1,6 @@
 """Atomic file writes, and folders."""
 
+import contextlib
 import os
 
 import tensorflow as tf
@@ -10,10 +11,30 @@ from ddpm.runtime.errors import writing
 
 def write_file(path, data):
   """Writes bytes to a path, local or in a bucket, atomically."""
+  with open_atomically(path) as f:
+    f.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path):
+  """Opens a file to write, which appears under its name when it is whole.
+
+  Makes its folder if it is missing.
+
+  Args:
+    path: local or in a bucket.
+
+  Yields:
+    `tf.io.gfile.GFile`.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
   with writing(path):
-    tf.io.gfile.makedirs(os.path.dirname(path))
+    if folder := os.path.dirname(path):
+      tf.io.gfile.makedirs(folder)
     with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
-      f.write(data)
+      yield f
     tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
 
 

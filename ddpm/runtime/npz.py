@@ -11,7 +11,12 @@ import tensorflow as tf
 
 from ddpm.runtime import files
 from ddpm.runtime.errors import UserError
-from ddpm.runtime.errors import writing
+
+# What reading a damaged archive may raise.
+DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error,
+    tf.errors.OpError,
+)  # fmt: skip
 
 
 def write(path, arrays):
@@ -30,7 +35,7 @@ def read(path):
   try:
     with tf.io.gfile.GFile(path, 'rb') as f:
       return dict(np.load(io.BytesIO(f.read())))
-  except (OSError, ValueError, zipfile.BadZipFile) as e:
+  except DAMAGE as e:
     raise UserError(f'{path} is damaged: delete it, and run again') from e
 
 
@@ -45,24 +50,22 @@ def write_blocks(path, columns, *, rows):
   Raises:
     UserError: it cannot be written.
   """
-  with writing(path):
-    with (
-        tf.io.gfile.GFile(path + '.tmp', 'wb') as f,
-        zipfile.ZipFile(_Stream(f), 'w', zipfile.ZIP_DEFLATED) as archive,
-    ):
-      for name, blocks in columns.items():
-        blocks = iter(blocks)
-        first = next(blocks)
-        header = {
-            'descr': np.lib.format.dtype_to_descr(first.dtype),
-            'fortran_order': False,
-            'shape': (rows, *first.shape[1:]),
-        }
-        with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
-          np.lib.format.write_array_header_1_0(entry, header)
-          for block in itertools.chain([first], blocks):
-            entry.write(np.ascontiguousarray(block).data)
-    tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+  with (
+      files.open_atomically(path) as f,
+      zipfile.ZipFile(_Stream(f), 'w', zipfile.ZIP_DEFLATED) as archive,
+  ):
+    for name, blocks in columns.items():
+      blocks = iter(blocks)
+      first = next(blocks)
+      header = {
+          'descr': np.lib.format.dtype_to_descr(first.dtype),
+          'fortran_order': False,
+          'shape': (rows, *first.shape[1:]),
+      }
+      with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for block in itertools.chain([first], blocks):
+          entry.write(np.ascontiguousarray(block).data)
 
 
 class _Stream:
@@ -97,8 +100,7 @@ class ArrayReader:
     name: of the array.
 
   Raises:
-    ValueError, OSError, zipfile.BadZipFile: no such array, or it is damaged;
-      so does `read`.
+    One of DAMAGE: no such array, or it is damaged; so does `read`.
   """
 
   def __init__(self, archive, name):
@@ -145,6 +147,5 @@ def read_blocks(path, name, *, rows):
       array = ArrayReader(archive, name)
       for first in range(0, array.shape[0], rows):
         yield array.read(first, first + rows)
-  except (OSError, EOFError, KeyError, ValueError, zlib.error,
-          zipfile.BadZipFile) as e:  # fmt: skip
+  except DAMAGE as e:
     raise UserError(f'{path} is damaged: delete it, and run again') from e

@@ -36,7 +36,7 @@ class StopSignal:
     wakeup.setblocking(False)
     # Python writes the signal number there at once, whatever runs.
     signal.set_wakeup_fd(wakeup.detach())
-    _let_python_hear()
+    _install_handlers()
     threading.Thread(target=self._listen, daemon=True).start()
 
   def make_flag(self, grace_seconds):
@@ -50,7 +50,7 @@ class StopSignal:
     """
     self._grace_seconds = grace_seconds
     # Again: TensorFlow's multi-worker service replaces the SIGTERM handler.
-    _let_python_hear()
+    _install_handlers()
     with tf.device('CPU:0'):
       self._flag = tf.Variable(0.0, trainable=False)
     return self._flag
@@ -101,6 +101,6 @@ class NoSignal:
     return 0.0
 
 
-def _let_python_hear():
+def _install_handlers():
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)

@@ -1,4 +1,4 @@
-"""How far a long computation is."""
+"""Progress of a long computation."""
 
 import time
 
@@ -11,16 +11,19 @@ LOG_SECONDS = 10
 
 
 class Progress:
-  """How far it is: a bar on a terminal, elsewhere log lines.
+  """Shows progress: a bar on a terminal, elsewhere log lines.
 
   Args:
     total: units of work.
     unit: 'step' or 'image', for the bar.
     done: units done before this start.
     line: format of a log line's beginning, of `done` and `total`.
+    name: what is computed, for the bar.
   """
 
-  def __init__(self, total, *, unit, done=0, line='{done} of {total}'):
+  def __init__(
+      self, total, *, unit, done=0, line='{done} of {total}', name=None
+  ):
     self._total = total
     self._unit = unit
     self._line = line
@@ -29,7 +32,7 @@ class Progress:
     self._first = None
     self._logged_at = 0.0
     self._bar = tqdm.tqdm(
-        total=total, initial=done, unit=unit, dynamic_ncols=True,
+        total=total, initial=done, unit=unit, desc=name, dynamic_ncols=True,
         disable=None,  # Silent if stderr is not a terminal.
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Expensive rows, cached in shards: drawn images, features."""
 
+import contextlib
 import os
 import re
 
@@ -31,7 +32,6 @@ class Shards:
     self._make = make
     self._total = total
     self._name = name
-    self._progress = None
 
   def read(self, start, stop):
     """Yields the rows from start to stop, a file at a time: dicts of arrays.
@@ -39,26 +39,28 @@ class Shards:
     Raises:
       UserError: a file is damaged, or cannot be written.
     """
-    for first in range(start - start % ROWS, stop, ROWS):
-      last = min(first + ROWS, self._total)
-      arrays = self._load(first, last)
-      if arrays is None:
-        arrays = self.make(first, last)
-        self._show_progress(last)
-      yield {
-          name: array[max(start - first, 0) : stop - first]
-          for name, array in arrays.items()
-      }
+    with contextlib.ExitStack() as stack:
+      shown = None
+      for first in range(start - start % ROWS, stop, ROWS):
+        last = min(first + ROWS, self._total)
+        arrays = self._load(first, last)
+        if arrays is None:
+          arrays = self.make(first, last)
+          done = min(last, stop) - start
+          if shown is None:
+            shown = self._progress(stop - start, done)
+            stack.callback(shown.close)
+          shown.update(done)
+        yield {
+            name: array[max(start - first, 0) : stop - first]
+            for name, array in arrays.items()
+        }
 
-  def _show_progress(self, done):
-    if self._progress is None:
-      self._progress = progress.Progress(
-          self._total, unit='row', done=done,
-          line=self._name + ': {done} of {total}',
-      )  # fmt: skip
-    self._progress.update(done)
-    if done == self._total:
-      self._progress.close()
+  def _progress(self, total, done):
+    return progress.Progress(
+        total, unit='row', done=done, name=self._name,
+        line=self._name + ': {done} of {total}',
+    )  # fmt: skip
 
   def column(self, name, start, stop):
     """One array's rows, as an iterable of blocks."""

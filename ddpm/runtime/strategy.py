@@ -89,7 +89,7 @@ def check_agreement(strategy, step):
   if len(steps) > 1:
     raise UserError(
         f'the workers found checkpoints of different steps ({steps[0]} to'
-        f' {steps[-1]}): --workdir must be a folder that all of them share'
+        f' {steps[-1]}): the workdir must be a folder that all of them share'
     )
 
 

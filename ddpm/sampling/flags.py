@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from ddpm.diffusion import solvers
+
 FLAGS = flags.FLAGS
 
 
@@ -9,7 +11,7 @@ def define_flags():
   flags.DEFINE_string(
       'sampler',
       None,
-      "ancestral, ddim, dpmpp_2m or heun; by default the config's.",
+      f"One of {', '.join(solvers.SOLVERS)}; by default the config's.",
   )
   flags.DEFINE_integer(
       'steps',
@@ -20,7 +22,7 @@ def define_flags():
   flags.DEFINE_float(
       'eta',
       None,
-      'Noise of ddim and dpmpp_2m: 0 for none, 1 for as much as ancestral; by'
+      f"Noise of {solvers.TAKE_ETA}: 0 for none, 1 for as much as ancestral; by"
       " default the config's.",
   )
   flags.DEFINE_float(

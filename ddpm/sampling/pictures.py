@@ -72,7 +72,7 @@ def read_mask(path, picture_path, shape):
   )
   mask = np.asarray(mask)[..., None] >= 128
   if not mask.any():
-    raise UserError(f'{path} has no white: paint white what --inpaint repaints')
+    raise UserError(f'{path} has no white: paint white what is to be repainted')
   return mask
 
 

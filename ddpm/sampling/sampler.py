@@ -28,10 +28,8 @@ class Sampler:
     spec: `solvers.SamplerSpec`.
     digest: of the spec and of the noise levels.
     is_noisy: whether it adds noise on the way.
-    draw: function (params [P], seeds [B], labels int32 [B]) -> uint8
-      [B, H, W, C] (an animation: [B, frames, H, W, C]), on tensors, for any B.
-      With seeds [B, 2] and a fourth argument, fractions float32 [B], the
-      initial noise lies between those of two seeds.
+    image_shape: (H, W, C).
+    num_classes: of the model; 0 for an unconditional one.
 
   Args:
     model: `unet.UNet`.
@@ -73,47 +71,81 @@ class Sampler:
     self.spec = spec
     self.digest = _digest(rows, spec.guidance)
     self.is_noisy = bool(np.any(rows['noise']))
-    self._num_classes = model.num_classes
-    frames = _Frames(rows) if animation else None
-
-    def constrain(x0):
-      x0 = clip(x0) if spec.clips else x0
-      return x0 if mask is None else tf.where(mask, x0, image)
-
-    def draw(params, seeds, labels, fractions=None):
-      if fractions is None:
-        keys = rng.key(seeds)
-        noise = initial_noise(process, keys, model.image_shape)
-      else:
-        keys, other = rng.key(seeds[:, 0]), rng.key(seeds[:, 1])
-        noise = slerp(
-            initial_noise(process, keys, model.image_shape),
-            initial_noise(process, other, model.image_shape),
-            fractions,
-        )
-      x, shown = sample(
-          guided_network(
-              model, layout, params, labels, guidance=spec.guidance
-          ),
-          process,
-          rows,
-          start=_start(process, rows, noise, None if strength == 1 else image),
-          keys=keys,
-          constrain=constrain,
-          frames=frames,
-          jit_compile=jit_compile,
-          stop=stop,
-      )
-      return shown if animation else pixels.to_uint8(x)
-
-    self.draw = draw
+    self.image_shape = model.image_shape
+    self.num_classes = model.num_classes
+    self._model = model
+    self._layout = layout
+    self._process = process
+    self._rows = rows
+    self._image = image
+    self._mask = mask
+    self._starts_at_noise = strength == 1
+    self._frames = _Frames(rows) if animation else None
+    self._jit_compile = jit_compile
+    self._stop = stop
     self._batched = device_map.DeviceMap(
-        draw, strategy=strategy, batch_size=batch_size
+        self.draw, strategy=strategy, batch_size=batch_size
     )
+
+  def draw(self, params, seeds, labels, fractions=None):
+    """Draws a batch of any size B, on tensors.
+
+    Args:
+      params: float32 [P], weights of the model.
+      seeds: int64 [B]; with fractions [B, 2].
+      labels: int32 [B], classes.
+      fractions: float32 [B]: the initial noise lies so far on the way from the
+        first seed's to the second's; None for one seed each.
+
+    Returns:
+      uint8 [B, H, W, C]; an animation [B, frames, H, W, C].
+    """
+    if fractions is None:
+      keys = rng.key(seeds)
+      noise = self._initial_noise(keys)
+    else:
+      keys, other = rng.key(seeds[:, 0]), rng.key(seeds[:, 1])
+      noise = slerp(
+          self._initial_noise(keys), self._initial_noise(other), fractions
+      )
+    x, shown = sample(
+        guided_network(
+            self._model,
+            self._layout,
+            params,
+            labels,
+            guidance=self.spec.guidance,
+        ),
+        self._process,
+        self._rows,
+        start=self._start(noise),
+        keys=keys,
+        constrain=self._constrain,
+        frames=self._frames,
+        jit_compile=self._jit_compile,
+        stop=self._stop,
+    )
+    return pixels.to_uint8(x) if shown is None else shown
+
+  def _initial_noise(self, keys):
+    return initial_noise(self._process, keys, self.image_shape)
+
+  def _start(self, noise):
+    """Where sampling starts: noise, or an image noised to the first level."""
+    if self._starts_at_noise:
+      return self._process.prior_sigma * noise
+    rows = self._rows
+    alpha, sigma = np.float32(rows['alpha'][0]), np.float32(rows['sigma'][0])
+    return alpha * self._image + sigma * noise
+
+  def _constrain(self, x0):
+    """Clips an estimate of x_0, and puts the known pixels back in."""
+    x0 = clip(x0) if self.spec.clips else x0
+    return x0 if self._mask is None else tf.where(self._mask, x0, self._image)
 
   def labels(self, seeds):
     """Default classes of seeds: seed mod num_classes; 0 without classes."""
-    return (seeds % max(self._num_classes, 1)).astype(np.int32)
+    return (seeds % max(self.num_classes, 1)).astype(np.int32)
 
   def __call__(self, params, seeds, labels=None, fractions=None):
     """Draws an image for each seed, in batches.
@@ -160,7 +192,7 @@ def for_run(
     `Sampler`.
 
   Raises:
-    BadArgument: an argument is out of range, or of no use to the model.
+    BadArgument: an argument is out of range, or not supported by the model.
   """
   try:
     spec = build.make_sampler_spec(
@@ -213,14 +245,6 @@ def slerp(a, b, fraction):
   fraction = tf.reshape(fraction, [-1, 1, 1, 1])
   first = tf.sin((1.0 - fraction) * angle) * a
   return (first + tf.sin(fraction * angle) * b) / tf.sin(angle)
-
-
-def _start(process, rows, noise, image):
-  """Where sampling starts: noise, or an image noised to the first level."""
-  if image is None:
-    return process.prior_sigma * noise
-  alpha, sigma = np.float32(rows['alpha'][0]), np.float32(rows['sigma'][0])
-  return alpha * image + sigma * noise
 
 
 def clip(x0):

@@ -49,8 +49,8 @@ class TrainStep:
     batch_size: images in the global batch, B.
     random_flip: whether to mirror half of the images.
     label_dropout: fraction of the images whose class is withheld.
-    accumulation_steps: shards that a replica's batch is split into, computed
-      one by one to save memory.
+    accumulation_steps: microbatches that a replica's batch is split into,
+      computed one by one to save memory.
     log_every_steps: steps over which the losses by quartile are averaged.
   """
 
@@ -71,6 +71,7 @@ class TrainStep:
 
   @classmethod
   def from_config(cls, config, model, layout):
+    """The step of a valid config, for its model."""
     return cls(
         model=model,
         layout=layout,
@@ -125,24 +126,25 @@ class TrainStep:
     """
     b = batch['position'].shape[0]
     n = self.accumulation_steps
-    shards = tf.nest.map_structure(
+    microbatches = tf.nest.map_structure(
         lambda x: tf.reshape(x, [n, b // n, *x.shape[1:]]), batch
     )
 
-    def add_shard(i, gradient, terms):
-      shard = tf.nest.map_structure(lambda x: x[i], shards)
-      of_shard = self._shard_gradient(state, shard)
-      return i + 1, gradient + of_shard[0], terms + of_shard[1]
+    def add(i, gradient, terms):
+      microbatch = tf.nest.map_structure(lambda x: x[i], microbatches)
+      more = self._microbatch_gradient(state, microbatch)
+      return i + 1, gradient + more[0], terms + more[1]
 
     if n == 1:
-      gradient, terms = self._shard_gradient(state, batch)
+      gradient, terms = self._microbatch_gradient(state, batch)
     else:
       num_terms = len(self.loss.terms)
-      # One shard at a time, which is what saves memory: without XLA, TensorFlow
-      # would start ten together, as they do not depend on each other.
+      # One microbatch at a time, which is what saves memory: without XLA,
+      # TensorFlow would start ten together, as they do not depend on each
+      # other.
       _, gradient, terms = tf.while_loop(
           lambda i, *_: i < n,
-          add_shard,
+          add,
           (
               tf.constant(0),
               tf.zeros([self.layout.size]),
@@ -154,8 +156,8 @@ class TrainStep:
     gradient = self.clip.share(gradient, self.batch_size // b)
     return self.pack(gradient, terms, stop)
 
-  def _shard_gradient(self, state, batch):
-    """Gradient [P] of a shard's share of the mean loss; terms [terms, B]."""
+  def _microbatch_gradient(self, state, batch):
+    """Gradient [P] of its share of the mean loss; terms [terms, B]."""
     with tf.GradientTape() as tape:
       tape.watch(state['params'])
       mean, terms = self._mean_loss(state, batch)
@@ -170,7 +172,7 @@ class TrainStep:
     return gradient, tf.transpose(table)
 
   def _mean_loss(self, state, batch):
-    """A shard's share of the mean loss, and its terms, [terms, shard]."""
+    """Its images' share of the mean loss, and their terms [terms, b]."""
     keys = self.keys(state['step'], batch['position'])
     x0, labels = self._augment(keys, batch)
     weights = self.layout.split(state['params'])
@@ -218,6 +220,7 @@ class TrainStep:
     return packed[:size], terms, packed[-1]
 
   def packed_size(self):
+    """Length of a `pack`ed vector."""
     return self.layout.size + len(self.loss.terms) * self.batch_size + 1
 
   def update(self, state, packed):
@@ -299,31 +302,33 @@ def _by_quartile(names, sums):
   }  # fmt: skip
 
 
-def compile_gradient(step, state, *, replica_batch_size, jit_compile):
+def compile_gradient(train_step, state, *, replica_batch_size, jit_compile):
   """`TrainStep.gradient` as a concrete function, for a replica's batch."""
   b = replica_batch_size
   batch = {
-      'image': tf.TensorSpec([b, *step.model.image_shape], tf.uint8),
+      'image': tf.TensorSpec([b, *train_step.model.image_shape], tf.uint8),
       'label': tf.TensorSpec([b], tf.int32),
       'position': tf.TensorSpec([b], tf.int64),
   }
   function = tf.function(
-      step.gradient, jit_compile=jit_compile, autograph=False
+      train_step.gradient, jit_compile=jit_compile, autograph=False
   )
   return function.get_concrete_function(
       _specs(_inputs(state.read())), tf.TensorSpec([], tf.float32), batch
   )
 
 
-def compile_update(step, state, *, jit_compile):
+def compile_update(train_step, state, *, jit_compile):
   """`TrainStep.update` as a concrete function."""
-  function = tf.function(step.update, jit_compile=jit_compile, autograph=False)
-  packed = tf.TensorSpec([step.packed_size()], tf.float32)
+  function = tf.function(
+      train_step.update, jit_compile=jit_compile, autograph=False
+  )
+  packed = tf.TensorSpec([train_step.packed_size()], tf.float32)
   return function.get_concrete_function(_specs(state.read()), packed)
 
 
 def make_loop(
-    step,
+    train_step,
     state,
     strategy,
     *,
@@ -335,7 +340,7 @@ def make_loop(
   """Makes the function that runs several steps in one call.
 
   Args:
-    step: `TrainStep`.
+    train_step: `TrainStep`.
     state: its `State`, created in the strategy's scope.
     strategy: `tf.distribute.Strategy`.
     replica_batch_size: images of one replica.
@@ -351,10 +356,10 @@ def make_loop(
     steps first to last - 1 of the block.
   """
   gradient = compile_gradient(
-      step, state, replica_batch_size=replica_batch_size,
+      train_step, state, replica_batch_size=replica_batch_size,
       jit_compile=jit_compile,
   )  # fmt: skip
-  update = compile_update(step, state, jit_compile=jit_compile)
+  update = compile_update(train_step, state, jit_compile=jit_compile)
 
   def replica_step(block, i, stop):
     tensors = state.read()

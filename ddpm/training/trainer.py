@@ -34,10 +34,10 @@ def train(config, workdir, strategy, stop):
     config: a valid config.
     workdir: folder of the run, shared by all workers.
     strategy: `tf.distribute.Strategy`.
-    stop: `preemption.StopSignal`.
+    stop: `preemption.StopSignal` or `preemption.NoSignal`.
 
   Raises:
-    UserError: something that the user can mend.
+    UserError: something that the user can fix.
     Interrupted: stopped by a signal, or another worker has exited; the same
       command resumes.
   """
@@ -135,15 +135,17 @@ class Trainer:
     self._model = build.make_model(config)
     self.layout = flat.Layout(self._model)
     params = flat.flatten(self._model.trainable_variables)
-    step = step_lib.TrainStep.from_config(config, self._model, self.layout)
+    train_step = step_lib.TrainStep.from_config(
+        config, self._model, self.layout
+    )
     with strategy.scope():
-      self.state = step.initial_state(params)
-    # Only a dynamic loss scale makes steps overflow that need no mending.
+      self.state = train_step.initial_state(params)
+    # Overflowing steps are expected only with a dynamic loss scale.
     self._max_skipped_steps = (
-        config.train.max_skipped_steps if step.loss_scale.dynamic else 0
+        config.train.max_skipped_steps if train_step.loss_scale.dynamic else 0
     )
     self._loop = step_lib.make_loop(
-        step,
+        train_step,
         self.state,
         strategy,
         replica_batch_size=self.replica_batch_size,
@@ -151,7 +153,7 @@ class Trainer:
         max_skipped_steps=self._max_skipped_steps,
         stop=stop,
     )
-    self._sampling_weights = step.emas.names[0]
+    self._sampling_weights = train_step.emas.names[0]
     self._sampler = None
     self.throughput = Throughput(config.train.batch_size)
     # The next step, and the block of batches that it is in.
@@ -185,13 +187,14 @@ class Trainer:
         self._block = next(self._blocks)
       last = min(first + event - step, steps_per_loop)
       if not self._compiled:
-        last = first + 1  # So that the wait for the compiler ends in a line.
+        last = first + 1  # To log when compiling is done.
       metrics = self._loop(self._block, tf.constant(first), tf.constant(last))
       step, stopped, metrics = self._check(metrics)
       if not self._compiled:
         logging.info('step %d done, compiled', step)
         self._compiled = True
-        if step < event:
+        # Only if the log wants this step's rate does it include compiling.
+        if not _due(step, self._config.train.log_every_steps):
           self.throughput.restart(step)
     self._step = step
     return step, stopped, metrics

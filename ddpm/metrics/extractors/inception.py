@@ -51,16 +51,16 @@ def extractor(path, image_shape):
   """
   check_channels('inception', image_shape)
   path = os.path.expanduser(path or DEFAULT_WEIGHTS)
-  mend = f'download {_URL} and pass it as --inception_weights=FILE'
+  fix = f'download {_URL} and pass it as inception_weights'
   try:
     with open(path, 'rb') as f:
       sha256 = hashlib.file_digest(f, 'sha256').hexdigest()
   except OSError as e:
     raise UserError(
-        f'the weights of --features=inception cannot be read: {path}:'
-        f' {reason(e)}; {mend}'
+        f'the weights of the extractor inception cannot be read: {path}:'
+        f' {reason(e)}; {fix}'
     ) from e
-  check_sha256(path, sha256, SHA256, mend=mend)
+  check_sha256(path, sha256, SHA256, fix=fix)
   return from_state_dict(torch_file.read(path), sha256)
 
 

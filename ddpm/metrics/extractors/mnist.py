@@ -53,7 +53,7 @@ def extractor(image_shape):
   file = importlib.resources.files('ddpm.metrics.extractors') / 'mnist.npy'
   data = file.read_bytes()
   sha256 = hashlib.sha256(data).hexdigest()
-  check_sha256(file, sha256, SHA256, mend='reinstall ddpm')
+  check_sha256(file, sha256, SHA256, fix='reinstall ddpm')
   model = network()
   weights = flat.Layout(model).split(np.load(io.BytesIO(data)))
   # Dropout's seeds, unused here.
