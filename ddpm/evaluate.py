@@ -150,7 +150,9 @@ def _score_run(metrics):
   scoring.check_number(count, metrics)
   run = reader.Run(workdir)
   strategy = strategy_lib.local_strategy(
-      count, virtual_devices=run.config.distribute.virtual_devices
+      count,
+      virtual_devices=run.config.distribute.virtual_devices,
+      jit_compile=run.config.jit_compile,
   )
   if FLAGS.every_checkpoint:
     paths = checkpoint.find_all(workdir)

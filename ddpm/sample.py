@@ -118,6 +118,7 @@ def main():
   strategy = strategy_lib.local_strategy(
       len(columns['seeds']),
       virtual_devices=run.config.distribute.virtual_devices,
+      jit_compile=run.config.jit_compile,
   )
   job, details = _make_job(run, columns, strategy, host, hosts)
   if job.is_finished():

@@ -63,7 +63,10 @@ def tiny_config(**overrides):
   return config.lock()
 
 
-_SET_BY_DDPM = ('TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND')
+_SET_BY_DDPM = (
+    'TF_CPP_MIN_LOG_LEVEL', 'TF_XLA_FLAGS', 'KERAS_BACKEND',
+    'TF_ENABLE_ONEDNN_OPTS',
+)  # fmt: skip
 
 
 def _inherited():

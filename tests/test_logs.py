@@ -11,7 +11,7 @@ from ddpm.runtime import png
 
 def open_writers(path, first_step=0):
   return logs.Writers(
-      str(path), first_step=first_step, num_steps=10, writes=True
+      str(path), first_step=first_step, num_steps=10, batch_size=8, writes=True
   )
 
 
@@ -30,6 +30,18 @@ def test_scalars_read_back_equal_and_no_step_twice(tmp_path):
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row['step'] for row in rows] == [1, 2, 3]
   assert [row['loss'] for row in rows] == [loss, 2 * loss, loss]
+
+
+def test_an_estimate_of_the_time_left(tmp_path, caplog):
+  caplog.set_level('INFO', 'absl')
+  log = open_writers(tmp_path)
+  log.estimate(4, 2.0, [])
+  log.estimate(4, 0.1, ['a cold', 'no AVX2'])
+  log.close()
+  assert caplog.messages == [
+      'about 24 s left, at 2.0 images/s',
+      'about 8 min left, at 0.1 images/s; slowed down by: a cold, no AVX2',
+  ]
 
 
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
@@ -67,8 +79,9 @@ def test_grid():
 
 def test_a_silent_worker_writes_nothing(tmp_path):
   log = logs.Writers(
-      str(tmp_path), first_step=0, num_steps=1, writes=False
+      str(tmp_path), first_step=0, num_steps=1, batch_size=8, writes=False
   )
+  log.estimate(1, 1.0, [])
   log.scalars(1, {'loss': 1.0})
   log.images(1, str(tmp_path / 'x.png'), draw=None)
   log.close()

@@ -17,6 +17,8 @@ from support import TINY
 from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
+from ddpm.runtime import cores
+
 
 def train(workdir, *args, steps=4, **env):
   done = run_program(
@@ -48,7 +50,9 @@ def test_a_run_leaves_what_it_promises(run):
   assert losses(workdir)[0] == [1, 2, 3, 4]
   assert (workdir / 'checkpoints' / 'ckpt-4.index').exists()
   # Nothing of TensorFlow's own chatter.
-  noise = ('oneDNN', 'cuda', 'XLA', 'rebuild TensorFlow', 'Sharding')
+  noise = (
+      'oneDNN custom', 'cuda', 'XLA service', 'rebuild TensorFlow', 'Sharding',
+  )  # fmt: skip
   assert not [word for word in noise if word in done.stderr]
   assert 'step 4  loss' in done.stderr
 
@@ -76,7 +80,7 @@ def test_virtual_devices_follow_one(run, tmp_path, devices, xla):
       f'--config.distribute.virtual_devices={devices}',
       f'--config.jit_compile={xla}',
   )  # fmt: skip
-  assert f'{devices} replicas' in done.stderr
+  assert f'{devices} CPU devices x {8 // devices} images' in done.stderr
   np.testing.assert_allclose(losses(tmp_path)[1], losses(run[0])[1], rtol=1e-4)
 
 
@@ -134,9 +138,17 @@ def test_refuses_in_one_line(tmp_path):
 @pytest.mark.skipif(
     bool(tf.config.list_physical_devices('GPU')), reason='there is a GPU'
 )
-def test_refuses_mirrored_without_a_gpu(tmp_path):
-  flags = [f'--workdir={tmp_path}', '--config.distribute.strategy=mirrored']
-  assert 'sees no GPU' in refused('ddpm.main', *TINY, *flags)
+@pytest.mark.skipif(cores.count() < 2, reason='one core')
+def test_a_cpu_is_split_and_the_time_left_estimated(tmp_path):
+  done = run_program(
+      'ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={tmp_path}',
+      '--config.train.batch_size=16', '--config.train.num_steps=22',
+      '--config.train.log_every_steps=22',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert '2 CPU devices x 8 images, oneDNN' in done.stderr
+  assert ' left, at ' in done.stderr
+  assert losses(tmp_path)[0] == [22]
 
 
 def test_refuses_another_trajectory_and_keeps_the_run(run):

@@ -21,9 +21,9 @@ import tensorflow as tf
 from ddpm import sample
 from ddpm.metrics import sources
 from ddpm.run import checkpoint
+from ddpm.runtime import cores
 from ddpm.runtime import npz
 from ddpm.runtime import shards
-from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 
 ROWS = shards.ROWS
@@ -94,7 +94,7 @@ def test_draws_what_the_trainer_drew(workdir, drawn):
   assert told['precision'] == 'float32' and told['num_images'] == 64
   assert told['config']['train']['batch_size'] == 8
   assert len(told['weights_digest']) == 16
-  assert len(told['devices']) == strategy_lib._cores()
+  assert len(told['devices']) == cores.count()
 
 
 def test_evaluate_reads_it(drawn):

@@ -1,12 +1,14 @@
 """Which devices a name means, on machines that are made up."""
 
 import json
-import os
 import types
 
 import pytest
 import tensorflow as tf
 
+from configs import default
+from ddpm.run import build
+from ddpm.runtime import devices as devices_lib
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
@@ -37,7 +39,7 @@ class Machine:
   def __init__(self, monkeypatch):
     self._monkeypatch = monkeypatch
     self.calls = {}
-    for name in ('TF_CONFIG', 'TPU_NAME'):
+    for name in ('TF_CONFIG', 'TPU_NAME', 'TF_NUM_INTRAOP_THREADS'):
       monkeypatch.delenv(name, raising=False)
     self.set_gpus(0)
 
@@ -77,39 +79,68 @@ class Machine:
     self._monkeypatch.setenv(name, text)
 
 
+def choice(cpus):
+  """That of a number of CPU devices; 0 for the GPUs."""
+  return devices_lib.Choice(cpu_devices=cpus, threads=5, jit_compile=False)
+
+
 @pytest.fixture
 def machine(monkeypatch):
   return Machine(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    'env, gpus, virtual_devices, expected',
+    'env, gpus, cpus, expected',
     [
-        ({}, 0, 0, ('one_device', 'CPU:0')),
-        ({}, 1, 0, ('one_device', 'GPU:0')),
-        ({}, 2, 0, ('mirrored', ['GPU:0', 'GPU:1'])),
         ({}, 0, 1, ('one_device', 'CPU:0')),
         ({}, 0, 3, ('mirrored', ['CPU:0', 'CPU:1', 'CPU:2'])),
+        ({}, 1, 0, ('one_device', 'GPU:0')),
+        ({}, 2, 0, ('mirrored', ['GPU:0', 'GPU:1'])),
         # To try a topology: the GPUs stay out of it.
         ({}, 4, 2, ('mirrored', ['CPU:0', 'CPU:1'])),
         ({'TPU_NAME': 'v4'}, 2, 0, ('tpu', 'v4')),
-        ({'TF_CONFIG': TWO_WORKERS}, 0, 0, RING),
+        ({'TPU_NAME': 'v4'}, 0, 4, ('tpu', 'v4')),
+        ({'TF_CONFIG': TWO_WORKERS}, 0, 2, RING),
         ({'TF_CONFIG': TWO_WORKERS}, 1, 0, NCCL),
-        ({'TF_CONFIG': TWO_WORKERS, 'TPU_NAME': 'v4'}, 0, 0, RING),
-        ({'TF_CONFIG': tf_config('a:1')}, 0, 0, ('one_device', 'CPU:0')),
+        ({'TF_CONFIG': TWO_WORKERS, 'TPU_NAME': 'v4'}, 0, 2, RING),
+        ({'TF_CONFIG': tf_config('a:1')}, 0, 1, ('one_device', 'CPU:0')),
     ],
 )  # fmt: skip
-def test_auto(machine, env, gpus, virtual_devices, expected):
+def test_auto(machine, env, gpus, cpus, expected):
   machine.set_gpus(gpus)
   for name, value in env.items():
     machine.set_env(name, value)
-  made = strategy_lib.make_strategy('auto', virtual_devices=virtual_devices)
-  assert made == expected
-  if virtual_devices:
+  assert strategy_lib.make_strategy('auto', choice(cpus)) == expected
+  if cpus and expected[0] in ('one_device', 'mirrored'):
     cpu, parts = machine.calls['split']
-    assert cpu == 'cpu' and len(parts) == virtual_devices
+    assert cpu == 'cpu' and len(parts) == cpus
+    assert machine.calls['threads'] == (5,)
   else:
-    assert 'split' not in machine.calls
+    assert 'split' not in machine.calls and 'threads' not in machine.calls
+
+
+def test_threads_that_the_user_set_are_kept(machine):
+  machine.set_env('TF_NUM_INTRAOP_THREADS', '3')
+  strategy_lib.make_strategy('auto', choice(2))
+  assert 'split' in machine.calls and 'threads' not in machine.calls
+
+
+def test_after_tensorflow_has_started_its_devices_are_used(
+    machine, monkeypatch
+):
+  """As in a notebook: ddpm.train, then Run.sample."""
+
+  def fail(*args):
+    raise RuntimeError('cannot be modified after being initialized')
+
+  monkeypatch.setattr(tf.config, 'set_logical_device_configuration', fail)
+  monkeypatch.setattr(
+      tf.config, 'list_logical_devices', lambda kind: ['CPU:0', 'CPU:1']
+  )
+  made = strategy_lib.make_strategy('auto', choice(4))
+  assert made == ('mirrored', ['CPU:0', 'CPU:1'])
+  made = strategy_lib.make_strategy('auto', choice(1))
+  assert made == ('one_device', 'CPU:0')
 
 
 @pytest.mark.parametrize(
@@ -125,28 +156,23 @@ def test_a_name_is_taken_at_its_word(machine, name, expected):
   """Whatever `auto` would choose; one worker may be a cluster."""
   machine.set_gpus(2)
   machine.set_env('TF_CONFIG', tf_config('a:1'))
-  assert strategy_lib.make_strategy(name) == expected
+  assert strategy_lib.make_strategy(name, choice(0)) == expected
 
 
 @pytest.mark.parametrize('name', ['local', 'v4'])
 def test_only_a_tpu_elsewhere_is_connected_to(machine, name):
   machine.set_env('TPU_NAME', name)
-  assert strategy_lib.make_strategy('tpu') == ('tpu', name)
+  assert strategy_lib.make_strategy('tpu', choice(1)) == ('tpu', name)
   assert machine.calls.get('connect') == (None if name == 'local' else (name,))
   assert machine.calls['initialize'] == (name,)
 
 
-def test_mirrored_needs_devices(machine):
-  with pytest.raises(UserError, match='TensorFlow sees no GPU: use one_device'):
-    strategy_lib.make_strategy('mirrored')
-
-
 def test_multi_worker_needs_tf_config(machine):
   with pytest.raises(UserError, match='but TF_CONFIG does not name the work'):
-    strategy_lib.make_strategy('multi_worker')
+    strategy_lib.make_strategy('multi_worker', choice(1))
   machine.set_env('TF_CONFIG', '{"cluster": ')
   with pytest.raises(UserError, match=r'^TF_CONFIG is '):
-    strategy_lib.make_strategy('auto')
+    strategy_lib.make_strategy('auto', choice(1))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +186,7 @@ def test_a_worker_that_cannot_start(machine, monkeypatch, error):
   monkeypatch.setattr(tf.distribute, 'MultiWorkerMirroredStrategy', fail)
   machine.set_env('TF_CONFIG', TWO_WORKERS)
   with pytest.raises(UserError, match=r'TF_CONFIG cannot start \(of no use\)'):
-    strategy_lib.make_strategy('auto')
+    strategy_lib.make_strategy('auto', choice(1))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +203,7 @@ def test_no_tpu(machine, monkeypatch, error):
   )
   message = r"but no TPU answers as 'local' \(none\)"
   with pytest.raises(UserError, match=message):
-    strategy_lib.make_strategy('tpu')
+    strategy_lib.make_strategy('tpu', choice(1))
 
 
 def in_a_cluster(cluster, task_type='', task_id=0):
@@ -283,24 +309,25 @@ def test_what_is_no_lost_worker_is_left_as_it_is(monkeypatch, several, message):
     'rows, virtual_devices, gpus, expected',
     [
         (None, 0, 0, 4),
-        (4, 0, 0, 4),
-        (3, 0, 0, 0),  # All threads in one row: quicker than a row a core.
+        (3, 0, 0, 1),
         (64, 2, 0, 2),
         (64, 0, 1, 0),
+        (64, 2, 1, 2),
     ],
 )
-def test_a_device_a_core(
+def test_local_strategy(
     machine, monkeypatch, rows, virtual_devices, gpus, expected
 ):
   machine.set_gpus(gpus)
-  monkeypatch.setattr(strategy_lib, '_cores', lambda: 4)
+  monkeypatch.setattr(strategy_lib.devices_lib.cores, 'count', lambda: 4)
   made = strategy_lib.local_strategy(rows, virtual_devices=virtual_devices)
+  devices = [f'CPU:{i}' for i in range(expected)] or ['GPU:0']
+  one = len(devices) == 1
   assert made == (
-      ('mirrored', [f'CPU:{i}' for i in range(expected)])
-      if expected
-      else ('one_device', 'GPU:0' if gpus else 'CPU:0')
+      ('one_device', devices[0]) if one else ('mirrored', devices)
   )
-  assert machine.calls.get('threads') == ((1,) if expected == 4 else None)
+  if expected:
+    assert machine.calls['threads'] == (1 if expected == 4 else 4,)
 
 
 def test_a_tpu_is_not_left_for_the_cores(machine):
@@ -309,9 +336,38 @@ def test_a_tpu_is_not_left_for_the_cores(machine):
   assert 'threads' not in machine.calls
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
-  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {1, 5, 6})
-  assert strategy_lib._cores() == 3
-  monkeypatch.delattr(os, 'sched_getaffinity')
-  monkeypatch.setattr(os, 'cpu_count', lambda: None)
-  assert strategy_lib._cores() == 1
+@pytest.mark.parametrize(
+    'overrides, number',
+    [
+        ({}, 4),
+        ({'train.batch_size': 16}, 2),
+        ({'train.accumulation_steps': 4}, 2),
+        ({'distribute.virtual_devices': 8}, 8),
+        ({'distribute.strategy': 'mirrored'}, 4),
+        ({'distribute.strategy': 'one_device'}, 1),
+        ({'jit_compile': True}, 1),
+        ({'jit_compile': False}, 4),
+        # What it gives depends on the number of devices.
+        ({'optimizer.clip': 'per_replica'}, 1),
+        ({'optimizer.clip': 'per_replica', 'distribute.virtual_devices': 2}, 2),
+    ],
+)
+def test_a_config_trains_on_as_many_devices_as_pay(
+    machine, monkeypatch, overrides, number
+):
+  monkeypatch.setattr(strategy_lib.devices_lib.cores, 'count', lambda: 4)
+  config = default.get_config()
+  config.train.batch_size = 64
+  config.update_from_flattened_dict(overrides)
+  _, made = build.make_strategy(config)
+  assert len([made] if isinstance(made, str) else made) == number
+
+
+def test_what_a_process_computes_alone(monkeypatch):
+  mirrored = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+  assert strategy_lib.of_this_process(mirrored) is mirrored
+  monkeypatch.setattr(
+      strategy_lib, '_has_several_processes', lambda strategy: True
+  )
+  alone = strategy_lib.of_this_process(mirrored)
+  assert alone is not mirrored and alone.num_replicas_in_sync == 2

@@ -99,7 +99,7 @@ class Run(reader.Run):
             f'labels is {labels}, expected a class below {classes} for each'
             f' of {len(seeds)} seeds'
         )
-    strategy = strategy_lib.make_strategy('auto')
+    strategy = strategy_lib.local_strategy(len(seeds))
     draw = sampler_lib.for_run(
         self,
         sampler,
@@ -152,7 +152,7 @@ class Run(reader.Run):
         [checkpoint_lib.find(self.workdir, str(checkpoint))],
         metrics=metrics,
         num_samples=num_samples,
-        strategy=strategy_lib.make_strategy('auto'),
+        strategy=strategy_lib.local_strategy(num_samples),
         sampling={
             'sampler': sampler, 'steps': steps, 'eta': eta,
             'guidance': guidance,

@@ -26,7 +26,7 @@ class BitsPerDim:
   """
 
   def __init__(self, run, source, *, num_images, strategy, batch_size):
-    jit_compile = build.jit_compile(run.config)
+    jit_compile = build.jit_compile(run.config, strategy)
     self._source = source
     self._count = min(num_images, len(source))
 

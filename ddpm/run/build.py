@@ -16,6 +16,7 @@ from ddpm.diffusion import solvers
 from ddpm.nn import unet
 from ddpm.optim import adam
 from ddpm.optim import ema
+from ddpm.runtime import devices
 from ddpm.runtime import strategy as strategy_lib
 
 
@@ -41,18 +42,27 @@ def make_strategy(config):
   """The strategy of a config. Make it before TensorFlow does anything else."""
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()
-  return strategy_lib.make_strategy(
-      config.distribute.strategy,
-      virtual_devices=config.distribute.virtual_devices,
-  )
+  name, number = config.distribute.strategy, config.distribute.virtual_devices
+  machine = devices.this_machine(config.jit_compile)
+  if number:
+    choice = devices.split(machine, number)
+  elif name == 'one_device' or config.optimizer.clip == 'per_replica':
+    # Clipping by replica gives other results on another number of devices.
+    choice = devices.one_device(machine)
+  else:
+    choice = devices.for_training(
+        machine,
+        config.train.batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+  return strategy_lib.make_strategy(name, choice)
 
 
-def jit_compile(config):
-  """Whether to compile with XLA on this machine."""
+def jit_compile(config, strategy):
+  """Whether to compile with XLA for a strategy's devices."""
   if config.jit_compile is not None:
     return config.jit_compile
-  kinds = {device.device_type for device in tf.config.list_logical_devices()}
-  return not kinds.isdisjoint(('GPU', 'TPU'))
+  return devices.pays_to_compile(strategy)
 
 
 def make_process(config):

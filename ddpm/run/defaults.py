@@ -15,8 +15,8 @@ def get_config():
   config.deterministic = False
   # float32 | mixed_bfloat16 | mixed_float16
   config.precision = 'float32'
-  # Compile the network with XLA. None: on GPUs and TPUs only, because on a CPU
-  # TensorFlow's own kernels are faster (measured).
+  # Compile the network with XLA. None: on GPUs and TPUs, and on a CPU without
+  # oneDNN, whose kernels are faster (measured; ddpm/runtime/devices.py).
   config.jit_compile = config_dict.placeholder(bool)
 
   config.data = data = config_dict.ConfigDict()
@@ -170,8 +170,8 @@ def get_config():
   config.distribute = distribute = config_dict.ConfigDict()
   # auto | one_device | mirrored | multi_worker | tpu
   distribute.strategy = 'auto'
-  # Split the CPU into this many devices, to try a topology; 0 for no split.
-  # With 0 and no GPU, samplers use one virtual device per core.
+  # Split the CPU into this many devices. 0: if there is no GPU, as many as pay,
+  # mostly one per core (ddpm/runtime/devices.py).
   distribute.virtual_devices = 0
 
   return config

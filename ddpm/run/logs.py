@@ -10,6 +10,7 @@ import tensorflow as tf
 from ddpm.runtime import files
 from ddpm.runtime import png
 from ddpm.runtime import progress
+from ddpm.runtime import words
 from ddpm.runtime.errors import writing
 
 
@@ -21,17 +22,30 @@ class Writers:
     first_step: step that the run starts at. Later ones in the log of an earlier
       start are dropped: they are done again.
     num_steps: step that the run ends at.
+    batch_size: images of a step.
     writes: whether this process reports.
   """
 
-  def __init__(self, workdir, *, first_step, num_steps, writes):
+  def __init__(self, workdir, *, first_step, num_steps, batch_size, writes):
     self._sinks = []
     if writes:
+      self._terminal = _Terminal(first_step, num_steps, batch_size)
       self._sinks = [
           _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
           TensorBoard(os.path.join(workdir, 'tensorboard')),
-          _Terminal(first_step, num_steps),
+          self._terminal,
       ]
+
+  def estimate(self, step, images_per_second, hindrances):
+    """Says how long training will take, and what makes it slow.
+
+    Args:
+      step: steps done.
+      images_per_second: measured so far.
+      hindrances: phrases, possibly none.
+    """
+    if self._sinks:
+      self._terminal.estimate(step, images_per_second, hindrances)
 
   def scalars(self, step, metrics):
     """Reports a dict of scalars."""
@@ -135,10 +149,22 @@ def _metadata(plugin, data_class):
 class _Terminal:
   """A progress bar, or log lines if there is no terminal."""
 
-  def __init__(self, first_step, num_steps):
+  def __init__(self, first_step, num_steps, batch_size):
+    self._num_steps, self._batch_size = num_steps, batch_size
     self._progress = progress.Progress(
         num_steps, unit='step', done=first_step, line='step {done}'
     )
+
+  def estimate(self, step, images_per_second, hindrances):
+    self._progress.update(step)
+    images = (self._num_steps - step) * self._batch_size
+    text = (
+        f'about {words.duration(images / images_per_second)} left, at'
+        f' {images_per_second:.1f} images/s'
+    )
+    if hindrances:
+      text += f'; slowed down by: {", ".join(hindrances)}'
+    logging.info('%s', text)
 
   def scalars(self, step, metrics):
     self._progress.update(

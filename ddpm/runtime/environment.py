@@ -15,6 +15,9 @@ import tempfile
 # sysexits.h.
 RESTART = 75
 
+# `platform.machine()` of processors that oneDNN is made for.
+X86 = ('x86_64', 'AMD64')
+
 # Slow to recompute, but safe to delete.
 CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'ddpm'
@@ -25,6 +28,11 @@ def prepare():
   """Makes the settings. Call it before importing TensorFlow."""
   # Keras on another backend cannot run inside tf.distribute.
   os.environ['KERAS_BACKEND'] = 'tensorflow'
+  # oneDNN's kernels. By itself TensorFlow uses them only on processors with
+  # AVX-512 VNNI or the like; the others gain as much (defaults.py among the
+  # benchmarks). They do not concern GPUs and TPUs.
+  if platform.machine() in X86:
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
   # Later starts reuse the compiled programs.
   os.environ.setdefault(
       'TF_XLA_FLAGS', f'--tf_xla_persistent_cache_directory={_xla_cache()}'

@@ -8,6 +8,7 @@ from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import cluster
+from ddpm.runtime import devices as devices_lib
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
@@ -15,15 +16,14 @@ from ddpm.runtime.errors import UserError
 STRATEGIES = ('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 
 
-def make_strategy(name, *, virtual_devices=0):
+def make_strategy(name, choice):
   """Makes the strategy. Call it before TensorFlow does anything else.
 
   Args:
     name: one of STRATEGIES. 'auto' is multi_worker if TF_CONFIG names several
-      processes, tpu if TPU_NAME is set, else mirrored over several GPUs (or
-      virtual devices), else one_device.
-    virtual_devices: split the CPU into this many devices, to try a topology
-      without its hardware; 0 for no split.
+      processes, tpu if TPU_NAME is set, else mirrored over the devices of
+      `choice`, or one_device if that is one.
+    choice: `devices.Choice`: parts of the CPU, or all GPUs.
 
   Returns:
     `tf.distribute.Strategy`.
@@ -31,37 +31,41 @@ def make_strategy(name, *, virtual_devices=0):
   Raises:
     UserError: the machine lacks what the strategy needs.
   """
-  gpus = tf.config.list_physical_devices('GPU')
-  if virtual_devices:
-    cpu = tf.config.list_physical_devices('CPU')[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices
-    )
-    devices = [f'CPU:{i}' for i in range(virtual_devices)]
-  else:
-    devices = [f'GPU:{i}' for i in range(len(gpus))]
-
   if name == 'auto':
     found = cluster.read()
     if found and len(found.tasks) > 1:
       name = 'multi_worker'
     elif 'TPU_NAME' in os.environ:
       name = 'tpu'
-    else:
-      name = 'mirrored' if len(devices) > 1 else 'one_device'
-
-  if name == 'one_device':
-    return tf.distribute.OneDeviceStrategy(devices[0] if devices else 'CPU:0')
-  if name == 'mirrored':
-    if not devices:
-      raise UserError(
-          'distribute.strategy is mirrored, but TensorFlow sees no GPU: use'
-          ' one_device, or split the CPU with distribute.virtual_devices=2'
-      )
-    return tf.distribute.MirroredStrategy(devices)
   if name == 'multi_worker':
-    return _multi_worker(gpus)
-  return _tpu()
+    return _multi_worker()
+  if name == 'tpu':
+    return _tpu()
+  devices = _cpus(choice) if choice.cpu_devices else _gpus()
+  if name == 'mirrored' or (name == 'auto' and len(devices) > 1):
+    return tf.distribute.MirroredStrategy(devices)
+  return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+def _gpus():
+  gpus = tf.config.list_physical_devices('GPU')
+  return [f'GPU:{i}' for i in range(len(gpus))]
+
+
+def _cpus(choice):
+  """Splits the CPU, and returns its parts."""
+  number = choice.cpu_devices
+  try:
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices('CPU')[0],
+        [tf.config.LogicalDeviceConfiguration()] * number,
+    )
+    if 'TF_NUM_INTRAOP_THREADS' not in os.environ:
+      tf.config.threading.set_intra_op_parallelism_threads(choice.threads)
+  except RuntimeError:
+    # TensorFlow has started already, as in a notebook: with what it has.
+    number = min(number, len(tf.config.list_logical_devices('CPU')))
+  return [f'CPU:{i}' for i in range(number)]
 
 
 def is_chief(strategy):
@@ -71,6 +75,16 @@ def is_chief(strategy):
     return True
   has_chief = 'chief' in resolver.cluster_spec().as_dict()
   return not has_chief and resolver.task_id == 0
+
+
+def of_this_process(strategy):
+  """A strategy of this process's devices, for what it computes by itself."""
+  if _has_several_processes(strategy):
+    return tf.distribute.MirroredStrategy(strategy.extended.worker_devices)
+  if isinstance(strategy, tf.distribute.TPUStrategy):
+    # A TPU cannot read the host's variables in a loop, to hear of a stop.
+    return tf.distribute.OneDeviceStrategy('CPU:0')
+  return strategy
 
 
 def check_agreement(strategy, step):
@@ -132,7 +146,7 @@ def _lost_worker(strategy, message):
   return f'{job} {task} ({spec.task_address(job, task)})'
 
 
-def _multi_worker(gpus):
+def _multi_worker():
   found = cluster.read()
   if not found:
     raise UserError(
@@ -143,7 +157,7 @@ def _multi_worker(gpus):
   logging.info('waiting for all workers: %s', addresses)
   implementation = (
       tf.distribute.experimental.CommunicationImplementation.NCCL
-      if gpus
+      if _gpus()
       else tf.distribute.experimental.CommunicationImplementation.RING
   )
   options = tf.distribute.experimental.CommunicationOptions(
@@ -177,32 +191,19 @@ def _tpu():
   return tf.distribute.TPUStrategy(resolver)
 
 
-def local_strategy(rows=None, *, virtual_devices=0):
+def local_strategy(rows=None, *, virtual_devices=0, jit_compile=None):
   """All devices of this machine, whatever a run was trained on.
-
-  Without GPUs each core is a device with one thread, if there are rows for all
-  of them: threads that share a small convolution wait for one another.
 
   Call it before TensorFlow does anything else, and without TF_CONFIG.
 
   Args:
     rows: number of rows to compute; None for many.
-    virtual_devices: split the CPU into this many; 0 for one per core.
+    virtual_devices: split the CPU into this many; 0 for as many as pay.
+    jit_compile: see `devices.this_machine`.
   """
-  cores = _cores()
-  if not (
-      virtual_devices
-      or tf.config.list_physical_devices('GPU')
-      or 'TPU_NAME' in os.environ
-      or (rows is not None and rows < cores)
-  ):
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    virtual_devices = cores
-  return make_strategy('auto', virtual_devices=virtual_devices)
-
-
-def _cores():
-  """Cores that this process may run on."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1  # macOS
+  machine = devices_lib.this_machine(jit_compile)
+  if virtual_devices:
+    choice = devices_lib.split(machine, virtual_devices)
+  else:
+    choice = devices_lib.for_sampling(machine, rows)
+  return make_strategy('auto', choice)

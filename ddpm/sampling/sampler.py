@@ -174,6 +174,7 @@ def for_run(
     steps=None,
     eta=None,
     guidance=1.0,
+    strategy=None,
     jit_compile=True,
     **kwargs,
 ):
@@ -185,6 +186,8 @@ def for_run(
     steps: of the reverse process.
     eta: noise on the way.
     guidance: scale of classifier-free guidance.
+    strategy: single-process `tf.distribute.Strategy`; None for the default
+      device, without XLA.
     jit_compile: whether to compile with XLA, if the config does.
     **kwargs: of `Sampler`.
 
@@ -205,7 +208,8 @@ def for_run(
       run.layout,
       run.diffusion,
       spec,
-      jit_compile=jit_compile and build.jit_compile(run.config),
+      strategy=strategy,
+      jit_compile=jit_compile and build.jit_compile(run.config, strategy),
       **kwargs,
   )
 

@@ -17,6 +17,9 @@ from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
 from ddpm.run import lock
 from ddpm.run import logs
+from ddpm.runtime import device_map
+from ddpm.runtime import devices
+from ddpm.runtime import hindrances
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
@@ -25,6 +28,10 @@ from ddpm.training import step as step_lib
 
 # Every grid of a run shows the same seeds, so that progress can be seen.
 _GRID_SEEDS = np.arange(64)
+
+# Steps after the first, which compiles, that the estimate of the time left is
+# based on.
+_STEPS_OF_ESTIMATE = 20
 
 
 def train(config, workdir, strategy, stop):
@@ -68,19 +75,27 @@ def _train(config, workdir, strategy, stop, chief):
     config_lib.save(config, workdir)
   num_steps = config.train.num_steps
   log = logs.Writers(
-      workdir, first_step=step, num_steps=num_steps, writes=chief
+      workdir,
+      first_step=step,
+      num_steps=num_steps,
+      batch_size=config.train.batch_size,
+      writes=chief,
   )
   logging.info(
-      '%s at step %d of %d: %s parameters, %d replicas x %d images',
+      '%s at step %d of %d: %s parameters, %s',
       'resuming' if step else 'starting', step, num_steps,
-      f'{trainer.layout.size:,}', strategy.num_replicas_in_sync,
-      trainer.replica_batch_size,
+      f'{trainer.layout.size:,}', trainer.devices,
   )  # fmt: skip
 
   stopped = False
+  watch = hindrances.Hindrances(strategy)
+  estimate_at = step + 1 + _STEPS_OF_ESTIMATE
   while step < num_steps and not stopped:
-    step, stopped, metrics = trainer.run_until(next_event(step, config.train))
+    event = next_event(step, config.train, estimate_at)
+    step, stopped, metrics = trainer.run_until(event)
     checkpoints.raise_errors()
+    if step == estimate_at:
+      log.estimate(step, trainer.throughput.rate(step), watch.so_far())
     if _due(step, config.train.log_every_steps):
       metrics['images_per_second'] = trainer.throughput.lap(step)
       log.scalars(step, metrics)
@@ -114,6 +129,7 @@ class Trainer:
     state: `state.State`.
     layout: `flat.Layout` of the model.
     replica_batch_size: images of one replica in a step.
+    devices: what trains, '2 CPU devices x 32 images, oneDNN'.
     throughput: `Throughput`.
 
   Args:
@@ -131,6 +147,10 @@ class Trainer:
     self._strategy = strategy
     self._stop = stop
     self.replica_batch_size = _replica_batch_size(config, strategy)
+    self._jit_compile = build.jit_compile(config, strategy)
+    self.devices = devices.describe(
+        strategy, self.replica_batch_size, jit_compile=self._jit_compile
+    )
     self._source = _load_data(config)
     self._model = build.make_model(config)
     self.layout = flat.Layout(self._model)
@@ -149,7 +169,7 @@ class Trainer:
         self.state,
         strategy,
         replica_batch_size=self.replica_batch_size,
-        jit_compile=build.jit_compile(config),
+        jit_compile=self._jit_compile,
         max_skipped_steps=self._max_skipped_steps,
         stop=stop,
     )
@@ -237,13 +257,18 @@ class Trainer:
       uint8 [N, H, W, C], or None if it had to stop.
     """
     if self._sampler is None:
+      # Only the chief draws: on its own devices.
+      strategy = strategy_lib.of_this_process(self._strategy)
       self._sampler = sampler_lib.Sampler(
           self._model,
           self.layout,
           build.make_process(self._config),
           build.make_sampler_spec(self._config),
-          batch_size=len(_GRID_SEEDS),
-          jit_compile=build.jit_compile(self._config),
+          batch_size=device_map.batch_size(
+              strategy, len(_GRID_SEEDS), most=len(_GRID_SEEDS)
+          ),
+          strategy=strategy,
+          jit_compile=self._jit_compile,
           stop=self._stop,
       )
     params = self.state.ema[self._sampling_weights].read_value()
@@ -266,10 +291,14 @@ class Throughput:
     """Begins to measure at a step."""
     self._step, self._began = step, time.monotonic()
 
-  def lap(self, step):
-    """Images per second up to a step; begins again there."""
+  def rate(self, step):
+    """Images per second up to a step."""
     images = (step - self._step) * self._batch_size
-    rate = images / (time.monotonic() - self._began)
+    return images / (time.monotonic() - self._began)
+
+  def lap(self, step):
+    """The same; begins again there."""
+    rate = self.rate(step)
     self.restart(step)
     return rate
 
@@ -281,19 +310,23 @@ class Throughput:
     self._began += time.monotonic() - began
 
 
-def next_event(step, train):
-  """The next step at which the loop logs, saves, samples or ends.
+def next_event(step, train, estimate_at):
+  """The next step at which the loop logs, saves, samples, estimates or ends.
 
   Args:
     step: steps done.
     train: `config.train`.
+    estimate_at: step at which the time left is estimated.
   """
   periods = (
       train.log_every_steps,
       train.checkpoint_every_steps,
       train.sample_every_steps,
   )
-  return min(train.num_steps, *(step + p - step % p for p in periods if p))
+  events = [step + p - step % p for p in periods if p]
+  if step < estimate_at:
+    events.append(estimate_at)
+  return min(train.num_steps, *events)
 
 
 def _due(step, every):
