@@ -38,6 +38,9 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.9,<5',
         # An undeclared dependency of tensorflow-datasets 4.9.
         'importlib_resources>=6',
+        # Imports that wait: help and wrong flags do not load TensorFlow. Also a
+        # dependency of tensorflow-datasets.
+        'etils[epy]>=1.9,<2',
         # Flags, logging, program startup.
         'absl-py>=2.1,<3',
         # Python config files with command-line overrides.

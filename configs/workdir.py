@@ -7,12 +7,17 @@ Settings that define a run's trajectory are fixed; others may change, such as
 """
 
 from absl import flags
+from etils import epy
 
-from ddpm.run import config as config_lib
+from ddpm.runtime import environment
 from ddpm.runtime.errors import UserError
+
+with epy.lazy_imports():
+  from ddpm.run import config as config_lib
 
 
 def get_config(workdir=''):
+  environment.import_tensorflow()
   try:
     config = config_lib.load(workdir)
   except UserError as e:

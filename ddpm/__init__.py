@@ -18,7 +18,7 @@ if sys.argv[0] == '-m':
   from ddpm.runtime import environment
 
   environment.exit_on_signals()
-  environment.prepare()
+  environment.set_variables()
 
 
 def __getattr__(name):
@@ -27,7 +27,7 @@ def __getattr__(name):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   from ddpm.runtime import environment
 
-  environment.prepare()
+  environment.import_tensorflow()
   from ddpm import api
 
   return getattr(api, name)

@@ -15,22 +15,27 @@ import contextlib
 
 from absl import flags
 from absl import logging
+from etils import epy
 from ml_collections import config_flags
-import tensorflow as tf
 
-from ddpm.formats import diffusers as diffusers_format
-from ddpm.nn import flat
-from ddpm.run import checkpoint
-from ddpm.run import config as config_lib
 from ddpm.run import defaults
-from ddpm.run import reader
-from ddpm.runtime import preemption
 from ddpm.runtime import program
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 from ddpm.sampling import flags as sampler_flags
-from ddpm.sampling import sampler as sampler_lib
-from ddpm.training import step as step_lib
+
+# Loaded in main.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from ddpm.formats import diffusers as diffusers_format
+  from ddpm.nn import flat
+  from ddpm.run import checkpoint
+  from ddpm.run import config as config_lib
+  from ddpm.run import reader
+  from ddpm.runtime import preemption
+  from ddpm.sampling import sampler as sampler_lib
+  from ddpm.training import step as step_lib
 
 FLAGS = flags.FLAGS
 
@@ -65,29 +70,40 @@ def define_flags():
 
 def main():
   preemption.StopSignal()  # Exits at once: there is nothing to save.
-  modes = [
-      (FLAGS.from_diffusers, from_diffusers),
-      (FLAGS.to_diffusers, to_diffusers),
-      (FLAGS.to_savedmodel, to_savedmodel),
-  ]
-  chosen = [(directory, convert) for directory, convert in modes if directory]
-  if len(chosen) != 1:
+  ((directory, convert),) = _chosen()
+  convert(directory, FLAGS.workdir)
+
+
+def check_flags():
+  """Raises UserError if flags are out of range or do not fit together."""
+  number = len(_chosen())
+  if number != 1:
     raise UserError(
         'expected one of --from_diffusers, --to_diffusers and --to_savedmodel,'
-        f' got {len(chosen)}'
+        f' got {number}'
     )
   if not FLAGS.workdir:
     raise UserError("--workdir is missing: pass the run's folder")
   if FLAGS.config and not FLAGS.from_diffusers:
     raise UserError('--config needs --from_diffusers: a run has its own config')
-  directory, convert = chosen[0]
-  convert(directory, FLAGS.workdir)
+  if FLAGS.config:
+    program.check_config_found(FLAGS.config)
+  sampler_flags.check_flags()
+
+
+def _chosen():
+  """The folder and the function of each conversion that is asked for."""
+  modes = [
+      (FLAGS.from_diffusers, from_diffusers),
+      (FLAGS.to_diffusers, to_diffusers),
+      (FLAGS.to_savedmodel, to_savedmodel),
+  ]
+  return [(directory, convert) for directory, convert in modes if directory]
 
 
 def from_diffusers(directory, workdir):
   """Makes a workdir from a saved DDPMPipeline or UNet2DModel."""
   config = FLAGS.config or defaults.get_config()
-  config_lib.check_found(config)
   with _new_folder('workdir', workdir) as folder:
     config, model, params = diffusers_format.load(directory, config)
     layout = flat.Layout(model)
@@ -186,4 +202,4 @@ def _new_folder(flag, path):
 
 
 if __name__ == '__main__':
-  program.start(main, define_flags)
+  program.start(main, define_flags, check_flags)

@@ -12,19 +12,24 @@ import os
 
 from absl import flags
 from absl import logging
+from etils import epy
 
-from ddpm.api import scoring
-from ddpm.metrics import real_images
-from ddpm.metrics import report
-from ddpm.metrics import sources
-from ddpm.run import checkpoint
-from ddpm.run import reader
-from ddpm.runtime import files
-from ddpm.runtime import preemption
+from ddpm.metrics import names
 from ddpm.runtime import program
-from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import flags as sampler_flags
+
+# Loaded in main.
+with epy.lazy_imports():
+  from ddpm.api import scoring
+  from ddpm.metrics import real_images
+  from ddpm.metrics import report
+  from ddpm.metrics import sources
+  from ddpm.run import checkpoint
+  from ddpm.run import reader
+  from ddpm.runtime import files
+  from ddpm.runtime import preemption
+  from ddpm.runtime import strategy as strategy_lib
 
 FLAGS = flags.FLAGS
 
@@ -41,7 +46,7 @@ def define_flags():
   )
   flags.DEFINE_list(
       'metrics',
-      list(scoring.METRICS),
+      list(names.METRICS),
       'Any of fid, kid, is, prdc, nearest, bpd (bits per dimension).',
   )
   flags.DEFINE_integer(
@@ -80,15 +85,15 @@ def define_flags():
 
 def main():
   preemption.StopSignal()  # Exits at once: finished images are on disk.
-  metrics = _check_flags()
+  metrics = set(FLAGS.metrics)
   result = _score_images(metrics) if FLAGS.samples else _score_run(metrics)
   if FLAGS.out:
     text = json.dumps(result, indent=2) + '\n'
     files.write_file(FLAGS.out, text.encode())
 
 
-def _check_flags():
-  """The set of --metrics. Raises UserError if flags do not fit together."""
+def check_flags():
+  """Raises UserError if flags are out of range or do not fit together."""
   if 'TF_CONFIG' in os.environ:
     raise UserError(
         'TF_CONFIG is set, but ddpm.evaluate runs on one host: unset it'
@@ -101,13 +106,14 @@ def _check_flags():
     )
   if FLAGS.samples and FLAGS.every_checkpoint:
     raise UserError('--every_checkpoint needs --workdir, got --samples')
-  scoring.check_metrics(FLAGS.metrics)
-  metrics = set(FLAGS.metrics)
-  if FLAGS.samples and 'bpd' in metrics:
+  names.check_metrics(FLAGS.metrics)
+  if FLAGS.num_samples is not None:
+    names.check_number(FLAGS.num_samples, FLAGS.metrics)
+  if FLAGS.samples and 'bpd' in FLAGS.metrics:
     raise UserError('--metrics=bpd needs --workdir, got --samples')
   if FLAGS.split not in (None, 'train', 'test'):
     raise UserError(f'--split is {FLAGS.split!r}, expected train or test')
-  return metrics
+  sampler_flags.check_flags()
 
 
 def _score_images(metrics):
@@ -116,7 +122,7 @@ def _score_images(metrics):
   strategy = strategy_lib.local_strategy()
   samples = sources.samples(FLAGS.samples)
   count = FLAGS.num_samples or len(samples)
-  scoring.check_number(count, metrics)
+  names.check_number(count, metrics)
   if len(samples) < count:
     raise UserError(
         f'{FLAGS.samples} has {len(samples)} images, but --num_samples is'
@@ -146,8 +152,7 @@ def _score_images(metrics):
 
 def _score_run(metrics):
   """Scores samples of --workdir; returns the last checkpoint's result."""
-  workdir, count = FLAGS.workdir, FLAGS.num_samples or scoring.NUM_SAMPLES
-  scoring.check_number(count, metrics)
+  workdir, count = FLAGS.workdir, FLAGS.num_samples or names.NUM_SAMPLES
   run = reader.Run(workdir)
   strategy = strategy_lib.local_strategy(
       count,
@@ -180,4 +185,4 @@ def _score_run(metrics):
 
 
 if __name__ == '__main__':
-  program.start(main, define_flags)
+  program.start(main, define_flags, check_flags)

@@ -8,16 +8,21 @@ Rerun to resume.
 import resource
 
 from absl import flags
+from etils import epy
 from ml_collections import config_flags
-import tensorflow as tf
 
-from ddpm.run import build
-from ddpm.run import config as config_lib
-from ddpm.runtime import files
-from ddpm.runtime import preemption
 from ddpm.runtime import program
 from ddpm.runtime.errors import UserError
-from ddpm.training import trainer as trainer_lib
+
+# Loaded in main.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from ddpm.run import build
+  from ddpm.run import config as config_lib
+  from ddpm.runtime import files
+  from ddpm.runtime import preemption
+  from ddpm.training import trainer as trainer_lib
 
 FLAGS = flags.FLAGS
 
@@ -34,14 +39,18 @@ def define_flags():
   )
 
 
-def main():
-  stop = preemption.StopSignal()
-  config = FLAGS.config
-  if config is None:
+def check_flags():
+  """Raises UserError if a flag is missing, or names no config."""
+  if FLAGS.config is None:
     raise UserError('--config is missing: pass one such as configs/mnist5k.py')
   if not (FLAGS.dry_run or FLAGS.workdir):
     raise UserError('--workdir is missing: pass a folder for the run')
-  config_lib.check_found(config)
+  program.check_config_found(FLAGS.config)
+
+
+def main():
+  stop = preemption.StopSignal()
+  config = FLAGS.config
   config_lib.validate(config)
   strategy = build.make_strategy(config)
   if FLAGS.dry_run:
@@ -69,4 +78,4 @@ def _dry_run(config, strategy):
 
 
 if __name__ == '__main__':
-  program.start(main, define_flags)
+  program.start(main, define_flags, check_flags)

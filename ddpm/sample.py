@@ -14,23 +14,28 @@ import time
 
 from absl import flags
 from absl import logging
+from etils import epy
 import numpy as np
-import tensorflow as tf
 
 import ddpm
-from ddpm.run import checkpoint
-from ddpm.run import reader
 from ddpm.runtime import cluster
-from ddpm.runtime import device_map
-from ddpm.runtime import preemption
 from ddpm.runtime import program
-from ddpm.runtime import shards
-from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import flags as sampler_flags
-from ddpm.sampling import job as job_lib
-from ddpm.sampling import pictures
-from ddpm.sampling import sampler as sampler_lib
+
+# Loaded in main.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from ddpm.run import checkpoint
+  from ddpm.run import reader
+  from ddpm.runtime import device_map
+  from ddpm.runtime import preemption
+  from ddpm.runtime import shards
+  from ddpm.runtime import strategy as strategy_lib
+  from ddpm.sampling import job as job_lib
+  from ddpm.sampling import pictures
+  from ddpm.sampling import sampler as sampler_lib
 
 # All seeds are held in host memory.
 _MOST_SEEDS = 100_000_000
@@ -107,11 +112,6 @@ def define_flags():
 def main():
   preemption.StopSignal()  # Exits at once: finished images are on disk.
   started = time.monotonic()
-  if not FLAGS.workdir or not FLAGS.outdir:
-    raise UserError(
-        '--workdir or --outdir is missing: pass the run and an output folder'
-    )
-  check_flags()
   host, hosts = cluster.this_host()
   run = reader.Run(FLAGS.workdir, precision=FLAGS.precision)
   columns = _columns()
@@ -231,6 +231,11 @@ def _make_job(run, columns, strategy, host, hosts):
 
 def check_flags():
   """Raises UserError if flags are out of range or do not fit together."""
+  if not FLAGS.workdir or not FLAGS.outdir:
+    raise UserError(
+        '--workdir or --outdir is missing: pass the run and an output folder'
+    )
+  sampler_flags.check_flags()
   if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
     raise UserError(f'--batch_size is {FLAGS.batch_size}, expected 1 or more')
   modes = [
@@ -356,4 +361,4 @@ def parse_labels(text, seeds, num_classes):
 
 
 if __name__ == '__main__':
-  program.start(main, define_flags)
+  program.start(main, define_flags, check_flags)

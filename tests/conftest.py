@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from ddpm.runtime import environment
 
-environment.prepare()
+environment.import_tensorflow()
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices('CPU')[0],
     [tf.config.LogicalDeviceConfiguration()] * 8,

@@ -97,7 +97,7 @@ def test_one_dnn_is_on_unless_told(given, expected):
     env['TF_ENABLE_ONEDNN_OPTS'] = given
   script = """
 from ddpm.runtime import environment
-environment.prepare()
+environment.import_tensorflow()
 from ddpm.runtime import devices
 print(devices.has_one_dnn(), devices.this_machine().one_dnn)
 """

@@ -101,6 +101,54 @@ def test_a_bug_is_a_traceback(ends):
   assert stderr.endswith(last_line) and 'ddpm: error' not in stderr
 
 
+# Runs a program, and says whether it loaded TensorFlow.
+_WATCHED = """
+import runpy, sys
+module, *args = sys.argv[1:]
+sys.argv = ['-m']  # As Python has it while it imports ddpm.
+import ddpm
+sys.argv = [module, *args]
+try:
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
+finally:
+  print('loaded:', {'tensorflow', 'keras'} & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    'name, args, said',
+    [
+        ('main', ['--help'], '--[no]dry_run'),
+        ('sample', ['--help'], '--seeds'),
+        ('evaluate', ['--help'], '--metrics'),
+        ('convert', ['--help'], '--to_diffusers'),
+        ('metrics.extractors.train_mnist', ['--help'], '--data_dir'),
+        ('main', ['--workdir=W'], '--config is missing'),
+        ('main', ['--config=no.py', '--workdir=W'], "'no.py'"),
+        ('main', ['--config=configs/mnist5k.py'], '--workdir is missing'),
+        ('main', ['--config=configs/mnist5k.py', '--config.model.chanels=3'],
+         'chanels'),
+        ('sample', ['--workdir=W', '--outdir=O', '--sampler=euler'],
+         "--sampler is 'euler', expected one of: ancestral"),
+        ('sample', ['--workdir=W', '--outdir=O', '--steps=0'],
+         '--steps is 0, expected at least 1'),
+        ('evaluate', ['--workdir=W', '--metrics=fd'],
+         '--metrics is fd, expected some of: bpd, fid'),
+        ('convert', ['--workdir=W'], 'got 0'),
+    ],
+)  # fmt: skip
+def test_help_and_wrong_flags_do_not_wait_for_tensorflow(name, args, said):
+  done = subprocess.run(
+      [sys.executable, '-c', _WATCHED, f'ddpm.{name}', *args],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  assert said in (done.stdout if '--help' in args else done.stderr)
+  assert done.stdout.endswith('loaded: set()\n')
+
+
 @pytest.mark.parametrize(
     'path, level, shown',
     [

@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from ddpm.api import scoring
+from ddpm.metrics import names
 from ddpm.run import build
 from ddpm.run import checkpoint as checkpoint_lib
 from ddpm.run import config as config_lib
@@ -116,8 +117,8 @@ class Run(reader.Run):
   def evaluate(
       self,
       *,
-      num_samples=scoring.NUM_SAMPLES,
-      metrics=scoring.METRICS,
+      num_samples=names.NUM_SAMPLES,
+      metrics=names.METRICS,
       sampler=None,
       steps=None,
       eta=None,
@@ -129,7 +130,7 @@ class Run(reader.Run):
 
     Args:
       num_samples: samples to score; those already on disk are reused.
-      metrics: names in `evaluator.MINIMUM`.
+      metrics: names in `names.MINIMUM`.
       sampler: see `sample`.
       steps: see `sample`.
       eta: see `sample`.
@@ -144,9 +145,9 @@ class Run(reader.Run):
     Raises:
       UserError: an argument is out of range, or the run does not support it.
     """
-    scoring.check_metrics(metrics)
+    names.check_metrics(metrics)
     metrics = set(metrics)
-    scoring.check_number(num_samples, metrics)
+    names.check_number(num_samples, metrics)
     (result,) = scoring.score_run(
         self,
         [checkpoint_lib.find(self.workdir, str(checkpoint))],

@@ -17,10 +17,6 @@ from ddpm.runtime import shards
 from ddpm.runtime.errors import BadArgument
 from ddpm.sampling import sampler as sampler_lib
 
-# Defaults of ddpm.evaluate and `ddpm.Run.evaluate`.
-METRICS = ('fid', 'kid', 'is', 'prdc', 'nearest')
-NUM_SAMPLES = 2000
-
 
 def score_run(
     run,
@@ -42,7 +38,7 @@ def score_run(
   Args:
     run: `reader.Run`.
     paths: the checkpoints' paths.
-    metrics: set of names in `evaluator.MINIMUM`.
+    metrics: set of names in `names.MINIMUM`.
     num_samples: samples per checkpoint; those already on disk are reused.
     strategy: single-process `tf.distribute.Strategy`.
     sampling: dict of sampler, steps, eta and guidance for `sampler.for_run`.
@@ -154,7 +150,7 @@ def make_evaluator(
   """The `evaluator.Evaluator` of samples against real images.
 
   Args:
-    metrics: set of names in `evaluator.MINIMUM`.
+    metrics: set of names in `names.MINIMUM`.
     real: `real_images.RealImages`.
     split: of the real images to compare with.
     training_split: of those whose copies 'nearest' looks for.
@@ -187,22 +183,3 @@ def make_evaluator(
 def compare_exactly():
   """Turns off TensorFloat-32: 10-bit mantissas are too coarse for scores."""
   tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
-def check_metrics(names):
-  """Raises UserError if there are no metrics, or unknown ones."""
-  if not names or set(names) - set(evaluator.MINIMUM):
-    raise BadArgument(
-        f'metrics is {",".join(names)}, expected some of:'
-        f' {", ".join(sorted(evaluator.MINIMUM))}'
-    )
-
-
-def check_number(number, metrics):
-  """Raises UserError if there are fewer samples than the metrics need."""
-  least = evaluator.minimum(metrics)
-  if number < least:
-    raise BadArgument(
-        f'num_samples is {number}, expected at least {least} for the metrics'
-        f' {",".join(sorted(metrics))}'
-    )

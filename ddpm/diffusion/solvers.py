@@ -19,7 +19,6 @@ import typing
 
 import numpy as np
 
-from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 
 
@@ -247,8 +246,8 @@ def table(process, steps, *, sampler, eta=0.0):
   )
   rows = solver.rows(path, eta)
   zeros = np.zeros(len(rows['t']))
-  level = process_lib.Level(rows['alpha'], rows['sigma'], rows['time'])
-  of_network = process.preconditioning(level)._asdict()
+  calls = steps._replace(**{name: rows[name] for name in steps._fields})
+  of_network = process.preconditioning(calls)._asdict()
   rows |= {name: zeros + column for name, column in of_network.items()}
   return dict.fromkeys(COEFFICIENTS, zeros) | rows
 

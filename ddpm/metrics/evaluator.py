@@ -12,15 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from ddpm.metrics import distances
+from ddpm.metrics import names
 from ddpm.runtime import device_map
 from ddpm.runtime import npz
 from ddpm.runtime import shards
 from ddpm.runtime.environment import CACHE
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
-
-# Minimum number of images per metric.
-MINIMUM = {'fid': 2, 'kid': 4, 'is': 10, 'prdc': 6, 'nearest': 2, 'bpd': 2}
 
 OF_FEATURES = {'fid', 'kid', 'is', 'prdc'}
 
@@ -37,11 +35,6 @@ _SAVE_MOMENTS_EVERY = 32
 
 # Largest height and width for pixel-wise comparison.
 _PIXELS = 32
-
-
-def minimum(metrics):
-  """Minimum number of images for a set of metrics."""
-  return max(MINIMUM[name] for name in metrics)
 
 
 class Features:
@@ -148,7 +141,7 @@ class Evaluator:
   """Scores sets of images against one reference.
 
   Args:
-    metrics: set of names in MINIMUM. 'bpd' is ignored: see `likelihood`.
+    metrics: set of names in `names.MINIMUM`; not 'bpd': see `likelihood`.
     extractor: `base.Extractor`; None if no metric is in OF_FEATURES.
     reference: source of the real images, in random order.
     training: source of the training images, in random order; None without
@@ -169,7 +162,7 @@ class Evaluator:
     self._training = training
     self._num_samples = num_samples
     self._held_out = min(num_samples, len(reference) // 2)
-    least = minimum(metrics)
+    least = names.minimum(metrics)
     if len(reference) < 2 * least:
       raise UserError(
           f'the reference has {len(reference)} images, expected at least'

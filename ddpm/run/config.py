@@ -63,16 +63,6 @@ _RENAMED = {
 }
 
 
-def check_found(config):
-  """Raises UserError if --config named no file."""
-  try:
-    _ = config.seed
-  except OSError as e:
-    # What ml_collections puts in the config's place raises on any access.
-    missing = str(e).rpartition('] ')[2]
-    raise UserError(f'--config: {missing}') from e
-
-
 def validate(config):
   """Raises UserError for the first thing in a config that cannot work.
 

@@ -24,8 +24,8 @@ CACHE = os.path.join(
 )
 
 
-def prepare():
-  """Makes the settings. Call it before importing TensorFlow."""
+def set_variables():
+  """Makes the settings that TensorFlow reads when it is imported."""
   # Keras on another backend cannot run inside tf.distribute.
   os.environ['KERAS_BACKEND'] = 'tensorflow'
   # oneDNN's kernels. By itself TensorFlow uses them only on processors with
@@ -37,9 +37,6 @@ def prepare():
   os.environ.setdefault(
       'TF_XLA_FLAGS', f'--tf_xla_persistent_cache_directory={_xla_cache()}'
   )
-  if 'TF_CPP_MIN_LOG_LEVEL' not in os.environ:
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    _import_tensorflow()
 
 
 def exit_on_signals():
@@ -51,12 +48,16 @@ def exit_on_signals():
     signal.signal(number, lambda *_: os._exit(RESTART))
 
 
-def _import_tensorflow():
-  """Imports TensorFlow without its dozen lines of startup messages.
+def import_tensorflow():
+  """Imports TensorFlow, with the settings and without its startup messages.
 
-  C++ code writes them before its logging can be configured. They are shown if
-  the import fails.
+  C++ code writes a dozen lines before its logging can be configured. They are
+  shown if the import fails, or if TF_CPP_MIN_LOG_LEVEL is set.
   """
+  set_variables()
+  if 'TF_CPP_MIN_LOG_LEVEL' in os.environ:
+    return
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   sys.stderr.flush()
   stderr = os.dup(2)
   with tempfile.TemporaryFile() as held:

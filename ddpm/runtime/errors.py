@@ -3,7 +3,11 @@
 import contextlib
 import re
 
-import tensorflow as tf
+from etils import epy
+
+# Programs report bad flags without loading TensorFlow.
+with epy.lazy_imports():
+  import tensorflow as tf
 
 
 class UserError(Exception):

@@ -8,22 +8,26 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from ddpm.runtime import environment
 from ddpm.runtime.environment import RESTART
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 
 
-def start(main, define_flags):
+def start(main, define_flags, check_flags=lambda: None):
   """`absl.app.run`, with one-line error messages.
 
-  A `UserError` exits with code 1, an `Interrupted` with RESTART.
+  A `UserError` exits with code 1, an `Interrupted` with RESTART. TensorFlow is
+  imported just before `main`: help and wrong flags do not wait for it.
 
   Args:
     main: function ().
     define_flags: function () that defines the program's flags. They are
       defined here, not on import, so that several programs can be imported
       together.
+    check_flags: function () that raises UserError for what is wrong without
+      TensorFlow.
   """
 
   def parse(argv):
@@ -44,6 +48,8 @@ def start(main, define_flags):
     if len(argv) > 1:
       _exit(f'unknown argument {argv[1]!r}: flags start with --')
     try:
+      check_flags()
+      environment.import_tensorflow()
       main()
     except BadArgument as e:
       _exit(f'--{e}')
@@ -53,6 +59,16 @@ def start(main, define_flags):
       _exit(e, RESTART)
 
   app.run(guarded, flags_parser=parse)
+
+
+def check_config_found(config):
+  """Raises UserError if --config named no file."""
+  try:
+    _ = config.seed
+  except OSError as e:
+    # What ml_collections puts in the config's place raises on any access.
+    missing = str(e).rpartition('] ')[2]
+    raise UserError(f'--config: {missing}') from e
 
 
 def _is_ours_or_a_warning(record):

@@ -3,6 +3,7 @@
 from absl import flags
 
 from ddpm.diffusion import solvers
+from ddpm.runtime.errors import BadArgument
 
 FLAGS = flags.FLAGS
 
@@ -34,6 +35,21 @@ def define_flags():
       "ema (the run's first EMA), ema:DECAY or power:STD (another tracked EMA),"
       ' posthoc:STD (built from all checkpoints up to this one), or raw.',
   )
+
+
+def check_flags():
+  """Raises UserError if a flag is out of range for every run."""
+  # Without --sampler it is up to the run whether eta fits.
+  named = FLAGS.sampler is not None
+  try:
+    solvers.SamplerSpec(
+        FLAGS.sampler if named else 'ancestral',
+        1 if FLAGS.steps is None else FLAGS.steps,
+        eta=FLAGS.eta or 0.0 if named else 0.0,
+        guidance=FLAGS.guidance,
+    )
+  except ValueError as e:
+    raise BadArgument(str(e)) from e
 
 
 def settings():

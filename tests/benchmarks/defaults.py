@@ -15,16 +15,10 @@ size: CPU seconds per step, peak memory, and images/s.
 
 import argparse
 import ast
-import json
-import os
-import pathlib
 import resource
-import statistics
-import subprocess
-import sys
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+import turns
 
 NETWORKS = {
     'mnist5k': {},
@@ -37,61 +31,30 @@ NETWORKS = {
 }
 _ONE = {'distribute.strategy': 'one_device'}
 _XLA, _NO_XLA = {'jit_compile': True}, {'jit_compile': False}
-# Name: config, TF_ENABLE_ONEDNN_OPTS.
+_ONE_DNN, _NO_ONE_DNN = (
+    {'TF_ENABLE_ONEDNN_OPTS': '1'}, {'TF_ENABLE_ONEDNN_OPTS': '0'}
+)  # fmt: skip
+# Name: changes of the config and of the environment.
 SETTINGS = {
-    'the default': ({}, None),
-    'oneDNN, one device on all cores': (_ONE | _NO_XLA, '1'),
-    'oneDNN, one device per core': (_NO_XLA, '1'),
-    "TensorFlow's kernels, one device on all cores": (_ONE | _NO_XLA, '0'),
-    "TensorFlow's kernels, one device per core": (_NO_XLA, '0'),
-    'XLA, one device on all cores': (_ONE | _XLA, '0'),
-    'XLA, two devices': (_XLA | {'distribute.virtual_devices': 2}, '0'),
-}
-_TURNS, _SECONDS = 3, 4.0
-
-
-class Worker:
-  """A process that trains with one choice when it is told to."""
-
-  def __init__(self, overrides, one_dnn=None):
-    env = dict(os.environ, PYTHONPATH=str(ROOT))
-    if one_dnn:
-      env['TF_ENABLE_ONEDNN_OPTS'] = one_dnn
-    self._process = subprocess.Popen(
-        [sys.executable, __file__, '--worker', repr(overrides)],
-        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    self.devices = self._answer()
-    self._turns = []
-
-  def take_turn(self):
-    self._process.stdin.write('\n')
-    self._process.stdin.flush()
-    self._turns.append(self._answer())
-
-  def medians(self):
-    """Of what `train` measured, by name."""
-    return {
-        name: statistics.median(turn[name] for turn in self._turns)
-        for name in self._turns[0]
-    }
-
-  def close(self):
-    self._process.stdin.close()
-    self._process.wait()
-
-  def _answer(self):
-    line = self._process.stdout.readline()
-    if not line:
-      sys.exit('a worker ended: see above')
-    return json.loads(line)
+    'the default': ({}, {}),
+    'oneDNN, one device on all cores': (_ONE | _NO_XLA, _ONE_DNN),
+    "TensorFlow's kernels, one device on all cores": (
+        _ONE | _NO_XLA, _NO_ONE_DNN,
+    ),
+    "TensorFlow's kernels, one device per core": (_NO_XLA, _NO_ONE_DNN),
+    'XLA, one device on all cores': (_ONE | _XLA, _NO_ONE_DNN),
+    'XLA, two devices': (
+        _XLA | {'distribute.virtual_devices': 2}, _NO_ONE_DNN,
+    ),
+}  # fmt: skip
+_SECONDS = 4.0
 
 
 def work(overrides):
-  """Prints what it trains on, and then one measurement per line of input."""
+  """Trains for some seconds at a time, with some settings changed."""
   from ddpm.runtime import environment
 
-  environment.prepare()
+  environment.import_tensorflow()
   from configs import mnist5k
   from ddpm.run import build
   from ddpm.training import trainer as trainer_lib
@@ -100,36 +63,28 @@ def work(overrides):
   config.update_from_flattened_dict(overrides)
   trainer = trainer_lib.Trainer(config.lock(), build.make_strategy(config))
   step, _, _ = trainer.run_until(5)
-  print(json.dumps(trainer.devices), flush=True)
-  for _ in sys.stdin:
+
+  def train():
+    nonlocal step
     first, began, before = step, time.monotonic(), _usage()
     while time.monotonic() - began < _SECONDS:
       step, _, _ = trainer.run_until(step + 1)
     seconds, after = time.monotonic() - began, _usage()
     user, kernel, faults = (b - a for a, b in zip(before, after, strict=True))
-    answer = {
+    return {
         'images_per_second': (step - first) * config.train.batch_size / seconds,
         'cpu_seconds': (user + kernel) / (step - first),
         'kernel': kernel / (user + kernel),
         'faults_per_second': faults / seconds,
         'gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    print(json.dumps(answer), flush=True)
+
+  turns.serve(trainer.devices, train)
 
 
 def _usage():
   usage = resource.getrusage(resource.RUSAGE_SELF)
   return usage.ru_utime, usage.ru_stime, usage.ru_minflt
-
-
-def measure(workers):
-  """Lets the workers take turns, and closes them."""
-  for _ in range(_TURNS):
-    for worker in workers:
-      worker.take_turn()
-  for worker in workers:
-    worker.close()
-  return [worker.medians() for worker in workers]
 
 
 def compare_settings():
@@ -139,14 +94,14 @@ def compare_settings():
   )
   for network, overrides in NETWORKS.items():
     workers = [
-        Worker(overrides | config, one_dnn)
-        for config, one_dnn in SETTINGS.values()
+        turns.Worker(__file__, repr(overrides | config), **env)
+        for config, env in SETTINGS.values()
     ]
     for setting, worker, result in zip(
-        SETTINGS, workers, measure(workers), strict=True
+        SETTINGS, workers, turns.measure(workers), strict=True
     ):
       print(
-          f'| {network} | {setting} | {worker.devices} |'
+          f'| {network} | {setting} | {worker.ready} |'
           f' {result["images_per_second"]:.1f} | {result["kernel"]:.0%} |'
           f' {result["faults_per_second"]:,.0f} |',
           flush=True,
@@ -160,16 +115,16 @@ def compare_devices(numbers, batch_size):
   )
   for network, overrides in NETWORKS.items():
     workers = [
-        Worker(
-            overrides
-            | {
+        turns.Worker(
+            __file__,
+            repr(overrides | {
                 'train.batch_size': batch_size,
                 'distribute.virtual_devices': number,
-            }
+            }),
         )
         for number in numbers
-    ]
-    for number, result in zip(numbers, measure(workers), strict=True):
+    ]  # fmt: skip
+    for number, result in zip(numbers, turns.measure(workers), strict=True):
       print(
           f'| {network} | {number} | {result["cpu_seconds"]:.4f} |'
           f' {result["images_per_second"]:.1f} | {result["gib"]:.2f} GiB |',

@@ -75,7 +75,7 @@ def ours(unet):
       solvers.SamplerSpec('ddim', _STEPS),
       batch_size=_BATCH // strategy.num_replicas_in_sync,
       strategy=strategy,
-      jit_compile=build.jit_compile(config),
+      jit_compile=build.jit_compile(config, strategy),
   )
   seeds = np.arange(_BATCH)
   return lambda: list(sampler(params, seeds))

@@ -85,7 +85,7 @@ def tpu_path():
   """`ddpm.main`, whose loop is compiled as a whole."""
   from ddpm.runtime import environment
 
-  environment.prepare()
+  environment.import_tensorflow()
   import tensorflow as tf
 
   from ddpm import main

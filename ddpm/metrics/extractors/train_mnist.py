@@ -11,16 +11,21 @@ import io
 
 from absl import flags
 from absl import logging
-import keras
+from etils import epy
 import numpy as np
-import tensorflow as tf
 
-from ddpm.data import catalog
-from ddpm.metrics.extractors import mnist
-from ddpm.nn import flat
-from ddpm.runtime import files
 from ddpm.runtime import program
 from ddpm.runtime.errors import UserError
+
+# Loaded in main.
+with epy.lazy_imports():
+  import keras
+  import tensorflow as tf
+
+  from ddpm.data import catalog
+  from ddpm.metrics.extractors import mnist
+  from ddpm.nn import flat
+  from ddpm.runtime import files
 
 FLAGS = flags.FLAGS
 
