@@ -259,7 +259,7 @@ class UNet(keras.Model):
     h = self._walk(
         apply, self.conv_in(h), lambda pair: tf.concat(pair, axis=-1)
     )
-    h = self.conv_out(tf.nn.silu(self.norm_out(h)))
+    h = self.conv_out(self.norm_out(h))
     if self.patch_size > 1:
       h = tf.nn.depth_to_space(h, self.patch_size)
     return tf.cast(h, tf.float32)
