@@ -28,6 +28,8 @@ def get_config():
   config.model.dropout = 0.0
   config.model.norm_groups = 8
   config.model.patch_size = 2
+  config.model.num_classes = 10
+  config.model.scale_shift_norm = True
 
   config.diffusion.schedule = 'cosine'
   config.diffusion.prediction = 'v'

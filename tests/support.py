@@ -31,6 +31,8 @@ _TINY = {
     'model.attention_resolutions': (),
     'model.norm_groups': 4,
     'model.patch_size': 4,
+    'model.num_classes': 0,
+    'model.scale_shift_norm': False,
     'data.random_flip': True,
     'model.dropout': 0.1,
     'diffusion.num_timesteps': 20,
