@@ -12,6 +12,7 @@ from etils import epy
 from ml_collections import config_flags
 
 from ddpm.runtime import program
+from ddpm.runtime import topology as topology_lib
 from ddpm.runtime.errors import UserError
 
 # Loaded in main.
@@ -22,6 +23,7 @@ with epy.lazy_imports():
   from ddpm.run import config as config_lib
   from ddpm.runtime import files
   from ddpm.runtime import preemption
+  from ddpm.training import cost as cost_lib
   from ddpm.training import trainer as trainer_lib
 
 FLAGS = flags.FLAGS
@@ -37,6 +39,11 @@ def define_flags():
   flags.DEFINE_bool(
       'dry_run', False, 'Run one step, print sizes and memory, write nothing.'
   )
+  flags.DEFINE_string(
+      'topology',
+      None,
+      'With --dry_run: predict a step on 8xh100, 32x8xa100 or v5e-256 instead.',
+  )
 
 
 def check_flags():
@@ -46,12 +53,19 @@ def check_flags():
   if not (FLAGS.dry_run or FLAGS.workdir):
     raise UserError('--workdir is missing: pass a folder for the run')
   program.check_config_found(FLAGS.config)
+  if FLAGS.topology is not None:
+    if not FLAGS.dry_run:
+      raise UserError('--topology is a prediction: pass --dry_run with it')
+    _topology()
 
 
 def main():
   stop = preemption.StopSignal()
   config = FLAGS.config
   config_lib.validate(config)
+  if FLAGS.topology is not None:
+    _predict(config, _topology())
+    return
   strategy = build.make_strategy(config)
   if FLAGS.dry_run:
     _dry_run(config, strategy)
@@ -75,6 +89,41 @@ def _dry_run(config, strategy):
   if not gpus:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f'memory: {peak / 2**30:.2f} GiB peak resident set')
+
+
+def _topology():
+  try:
+    return topology_lib.parse(FLAGS.topology)
+  except ValueError as e:
+    raise UserError(f'--{e}') from e
+
+
+def _predict(config, topology):
+  size = trainer_lib.replica_batch_size(config, topology.devices)
+  cost = cost_lib.of_step(config, size)
+  step = topology_lib.predict(
+      topology,
+      flops=cost.flops,
+      update_bytes=cost.update_bytes,
+      reduced_bytes=cost.reduced_bytes,
+      half_precision=config.precision != 'float32',
+  )
+  print(f'parameters: {cost.parameters}')
+  print(f'replicas: {topology.devices}')
+  print(f'per-replica batch: {size}')
+  print(f'per-replica step: {cost.flops / 1e9:.1f} GFLOP')
+  print(
+      f'step: {step.seconds * 1e3:.3f} ms = gradient {step.gradient * 1e3:.3f}'
+      f' + all-reduce {step.all_reduce * 1e3:.3f}'
+      f' ({step.network_bytes / 1e6:.1f} MB each way)'
+      f' + update {step.update * 1e3:.3f}'
+  )
+  print(f'images/s: {config.train.batch_size / step.seconds:.0f}')
+  print(f'efficiency: {step.efficiency:.3f}')
+  print(
+      f'memory: {cost.peak_bytes / 2**30:.2f} GiB peak of'
+      f' {topology.device.memory / 2**30:.1f} GiB per device'
+  )
 
 
 if __name__ == '__main__':

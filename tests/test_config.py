@@ -89,6 +89,7 @@ def test_an_unknown_variant_is_refused(module):
 )
 def test_refuses(name, value, message):
   config = mnist5k.get_config()
+  config.model.num_classes = 0
   config.update_from_flattened_dict({name: value})
   with pytest.raises(UserError, match=message) as error:
     config_lib.validate(config)

@@ -84,6 +84,19 @@ def test_virtual_devices_follow_one(run, tmp_path, devices, xla):
   np.testing.assert_allclose(losses(tmp_path)[1], losses(run[0])[1], rtol=1e-4)
 
 
+def test_gradients_can_be_exchanged_in_bfloat16(run, tmp_path):
+  train(
+      tmp_path, '--config.distribute.strategy=mirrored',
+      '--config.distribute.virtual_devices=2', '--config.jit_compile=false',
+      '--config.distribute.all_reduce_dtype=bfloat16',
+  )  # fmt: skip
+  exact, rounded = losses(run[0])[1], losses(tmp_path)[1]
+  # The first loss and all sums of losses are not rounded; the weights are.
+  np.testing.assert_allclose(rounded[0], exact[0], rtol=1e-6)
+  np.testing.assert_allclose(rounded, exact, rtol=1e-2)
+  assert abs(rounded[3] / exact[3] - 1) > 1e-6
+
+
 @pytest.mark.slow
 def test_two_processes_follow_one_and_one_resumes_them(run, tmp_path):
   done = subprocess.run(
@@ -110,6 +123,20 @@ def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_topology_is_predicted(tmp_path):
+  done = run_program(
+      'ddpm.main', *TINY, '--dry_run', '--topology=2x4xh100',
+      '--config.train.batch_size=32', f'--workdir={tmp_path / "w"}',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  lines = dict(line.split(': ', 1) for line in done.stdout.splitlines())
+  assert lines['replicas'] == '8' and lines['per-replica batch'] == '4'
+  assert 0 < float(lines['efficiency']) < 1
+  assert float(lines['images/s']) > 0
+  assert 'of 74.5 GiB per device' in lines['memory']
+  assert not list(tmp_path.iterdir())
+
+
 # Arguments that are wrong, and a part of the line that says so.
 ERRORS = [
     (['--config.train.batch_sise=4'], 'batch_sise'),
@@ -122,6 +149,11 @@ ERRORS = [
     (['--config.distribute.strategy=multi_worker'], 'TF_CONFIG'),
     (['--config.distribute.strategy=tpu'], 'no TPU answers'),
     (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be written'),
+    (['--topology=8xh100'], 'pass --dry_run with it'),
+    (['--dry_run', '--topology=8xb9'], 'expected one such as 8xh100'),
+    (['--dry_run', '--topology=3xh100'], '3 replicas do not divide'),
+    (['--config.distribute.all_reduce_dtype=float16'],
+     'expected one of: float32, bfloat16'),
     (['surplus'], "unknown argument 'surplus'"),
     (['--no_such_flag'], 'no_such_flag'),
     (['--config=configs/no_such.py'], 'No such file or directory'),

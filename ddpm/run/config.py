@@ -47,6 +47,7 @@ _CHOICES = {
     'model.variant': unet.VARIANTS,
     'model.init': unet.INITS,
     'distribute.strategy': strategy_lib.STRATEGIES,
+    'distribute.all_reduce_dtype': ('float32', 'bfloat16'),
 }
 
 # Of config.json. Version 1 had no number.

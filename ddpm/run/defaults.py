@@ -173,5 +173,8 @@ def get_config():
   # Split the CPU into this many devices. 0: if there is no GPU, as many as pay,
   # mostly one per core (ddpm/runtime/devices.py).
   distribute.virtual_devices = 0
+  # float32 | bfloat16, in which replicas exchange gradients. bfloat16 halves
+  # the traffic, but rounds: the trajectory depends on the number of replicas.
+  distribute.all_reduce_dtype = 'float32'
 
   return config

@@ -52,6 +52,7 @@ class TrainStep:
     accumulation_steps: microbatches that a replica's batch is split into,
       computed one by one to save memory.
     log_every_steps: steps over which the losses by quartile are averaged.
+    all_reduce_dtype: that replicas exchange gradients in.
   """
 
   model: unet.UNet
@@ -68,6 +69,7 @@ class TrainStep:
   label_dropout: float = 0.0
   accumulation_steps: int = 1
   log_every_steps: int = 1
+  all_reduce_dtype: str = 'float32'
 
   @classmethod
   def from_config(cls, config, model, layout):
@@ -87,6 +89,7 @@ class TrainStep:
         label_dropout=config.train.label_dropout,
         accumulation_steps=config.train.accumulation_steps,
         log_every_steps=config.train.log_every_steps,
+        all_reduce_dtype=config.distribute.all_reduce_dtype,
     )
 
   def initial_state(self, params):
@@ -222,6 +225,29 @@ class TrainStep:
   def packed_size(self):
     """Length of a `pack`ed vector."""
     return self.layout.size + len(self.loss.terms) * self.batch_size + 1
+
+  def all_reduce(self, packed):
+    """Sums the `pack`ed vectors of all replicas; called on each of them.
+
+    Only the gradient is summed in `all_reduce_dtype`; the rest in float32.
+    """
+    replica = tf.distribute.get_replica_context()
+
+    def total(x):
+      return replica.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+    if self.all_reduce_dtype == 'float32':
+      return total(packed)
+    size = self.layout.size
+    gradient = total(tf.cast(packed[:size], self.all_reduce_dtype))
+    return tf.concat(
+        [tf.cast(gradient, tf.float32), total(packed[size:])], axis=0
+    )
+
+  def reduced_bytes(self):
+    """Length of what `all_reduce` sums."""
+    rest = 4 * (self.packed_size() - self.layout.size)
+    return tf.as_dtype(self.all_reduce_dtype).size * self.layout.size + rest
 
   def update(self, state, packed):
     """The next state.
@@ -365,8 +391,7 @@ def make_loop(
     tensors = state.read()
     batch = {name: block[name][i] for name in ('image', 'label', 'position')}
     packed = gradient(_inputs(tensors), stop, batch)
-    replica = tf.distribute.get_replica_context()
-    packed = replica.all_reduce(tf.distribute.ReduceOp.SUM, packed)
+    packed = train_step.all_reduce(packed)
     new, metrics = update(tensors, packed)
     tf.nest.map_structure(lambda v, x: v.assign(x), state.variables(), new)
     return metrics

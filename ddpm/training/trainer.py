@@ -146,7 +146,9 @@ class Trainer:
     self._config = config
     self._strategy = strategy
     self._stop = stop
-    self.replica_batch_size = _replica_batch_size(config, strategy)
+    self.replica_batch_size = replica_batch_size(
+        config, strategy.num_replicas_in_sync
+    )
     self._jit_compile = build.jit_compile(config, strategy)
     self.devices = devices.describe(
         strategy, self.replica_batch_size, jit_compile=self._jit_compile
@@ -334,8 +336,13 @@ def _due(step, every):
   return bool(every) and step % every == 0
 
 
-def _replica_batch_size(config, strategy):
-  train, replicas = config.train, strategy.num_replicas_in_sync
+def replica_batch_size(config, replicas):
+  """Images of one of some replicas in a step.
+
+  Raises:
+    UserError: the batch is not divisible by them, or by the microbatches.
+  """
+  train = config.train
   if train.batch_size % replicas:
     raise UserError(
         f'config.train.batch_size is {train.batch_size}, which the {replicas}'

@@ -1,0 +1,147 @@
+"""Predicts a step on devices that are not there: `--dry_run --topology`.
+
+The assumptions, which launch/README.md states to the user:
+
+- A device reaches UTILIZATION of its peak FLOP/s.
+- The update is bound by memory.
+- The all-reduce is a ring, after the gradient: each device sends and receives
+  2 (n - 1) / n times the vector (Patarasuk and Yuan 2009).
+"""
+
+import math
+import re
+import typing
+
+# Of the peak: Ho et al. 2020, appendix B, trained at 2,688 images/s on a TPU
+# v3-8 (492 TFLOP/s), which is 0.2 of it for the FLOPs of that network.
+UTILIZATION = 0.2
+
+
+class Device(typing.NamedTuple):
+  """A kind of device, by its data sheet.
+
+  Attributes:
+    half: peak FLOP/s of dense products in bfloat16 or float16.
+    single: the same in float32 as TensorFlow computes it by default: with TF32
+      on GPUs that have it, in bfloat16 on TPUs.
+    memory: bytes.
+    bandwidth: of the memory, bytes/s.
+    link: to the other devices of its host or slice, bytes/s each way.
+    network: of a host to other hosts, bytes/s each way; on TPUs `link`.
+    tensor_cores: that a TPU's name counts for one device; 0 for GPUs.
+  """
+
+  half: float
+  single: float
+  memory: float
+  bandwidth: float
+  link: float
+  network: float
+  tensor_cores: int = 0
+
+
+DEVICES = {
+    # 8 per host, with 1 x 100, 8 x 200 and 8 x 400 Gb/s.
+    'v100': Device(125e12, 15.7e12, 32e9, 0.9e12, 150e9, 12.5e9),
+    'a100': Device(312e12, 156e12, 80e9, 2.04e12, 300e9, 200e9),
+    'h100': Device(989e12, 495e12, 80e9, 3.35e12, 450e9, 400e9),
+    'h200': Device(989e12, 495e12, 141e9, 4.8e12, 450e9, 400e9),
+    'v4': Device(275e12, 275e12, 32e9, 1.23e12, 300e9, 300e9, 2),
+    'v5e': Device(197e12, 197e12, 16e9, 0.82e12, 200e9, 200e9, 1),
+    'v5p': Device(459e12, 459e12, 95e9, 2.77e12, 600e9, 600e9, 2),
+    'v6e': Device(918e12, 918e12, 32e9, 1.64e12, 448e9, 448e9, 1),
+}
+
+
+class Topology(typing.NamedTuple):
+  """Devices and how they are connected.
+
+  Attributes:
+    hosts: number of hosts; 1 for a TPU slice, whose links connect all.
+    per_host: devices of each.
+    device: `Device`.
+  """
+
+  hosts: int
+  per_host: int
+  device: Device
+
+  @property
+  def devices(self):
+    return self.hosts * self.per_host
+
+
+def parse(text):
+  """Makes a `Topology` of '8xh100', '32x8xa100' or 'v5e-256'.
+
+  Raises:
+    ValueError: it is none.
+  """
+  gpus = re.fullmatch(r'(?:([1-9]\d*)x)?([1-9]\d*)x([a-z]\w*)', text)
+  tpus = re.fullmatch(r'(v\w+)-([1-9]\d*)', text)
+  name = gpus[3] if gpus else tpus[1] if tpus else None
+  device = DEVICES.get(name)
+  if device is None or bool(device.tensor_cores) != bool(tpus):
+    raise ValueError(
+        f'topology is {text!r}, expected one such as 8xh100 (one host),'
+        ' 32x8xa100 (32 hosts with 8 each) or v5e-256 (a TPU slice), of: '
+        + ', '.join(DEVICES)
+    )
+  if gpus:
+    return Topology(int(gpus[1] or 1), int(gpus[2]), device)
+  chips = math.ceil(int(tpus[2]) / device.tensor_cores)
+  return Topology(1, chips, device)
+
+
+class Prediction(typing.NamedTuple):
+  """Of one step.
+
+  Attributes:
+    gradient: seconds.
+    all_reduce: seconds.
+    update: seconds.
+    network_bytes: that a device sends, and receives, for the all-reduce.
+  """
+
+  gradient: float
+  all_reduce: float
+  update: float
+  network_bytes: float
+
+  @property
+  def seconds(self):
+    return self.gradient + self.all_reduce + self.update
+
+  @property
+  def efficiency(self):
+    """Speed of the devices, over their number times that of one alone."""
+    return (self.gradient + self.update) / self.seconds
+
+
+def predict(
+    topology, *, flops, update_bytes, reduced_bytes, half_precision=False
+):
+  """Predicts a step.
+
+  Args:
+    topology: `Topology`.
+    flops: of a replica's gradient.
+    update_bytes: memory that the update reads and writes.
+    reduced_bytes: length of the vector that is all-reduced.
+    half_precision: whether products are computed in bfloat16 or float16.
+
+  Returns:
+    `Prediction`.
+  """
+  device, n = topology.device, topology.devices
+  peak = device.half if half_precision else device.single
+  network_bytes = 2 * (n - 1) / n * reduced_bytes
+  link = device.link
+  if topology.hosts > 1:
+    link = min(link, device.network)
+  return Prediction(
+      gradient=flops / (UTILIZATION * peak),
+      all_reduce=network_bytes / link,
+      update=update_bytes / device.bandwidth,
+      network_bytes=network_bytes,
+  )
