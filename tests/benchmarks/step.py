@@ -190,6 +190,80 @@ def torch_network(config):
   )
 
 
+class TorchTrainer:
+  """A plain training loop: Adam, clipping and an EMA.
+
+  Attributes:
+    params: the weights.
+
+  Args:
+    config: of the network.
+    device: 'cpu' or 'cuda'.
+    channels_last: whether images and weights have their channels last.
+    compiled: whether to compile the network.
+    dtype: of autocast; None for none.
+    ranks: processes that share the batch.
+  """
+
+  def __init__(
+      self,
+      config,
+      *,
+      device='cpu',
+      channels_last=False,
+      compiled=False,
+      dtype=None,
+      ranks=1,
+  ):
+    import torch
+
+    self._torch = torch
+    self._device = device
+    self._autocast = {
+        'device_type': device, 'dtype': dtype, 'enabled': dtype is not None
+    }  # fmt: skip
+    self._format = (
+        torch.channels_last if channels_last else torch.contiguous_format
+    )
+    torch.manual_seed(0)
+    unet = torch_network(config).to(device, memory_format=self._format)
+    self.params = list(unet.parameters())
+    self._ema = [p.detach().clone() for p in self.params]
+    self._adam = torch.optim.Adam(self.params, lr=2e-4, fused=True)
+    self._scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+    self._network = unet
+    if compiled:
+      self._network = torch.compile(unet)
+    elif ranks > 1:
+      self._network = torch.nn.parallel.DistributedDataParallel(unet)
+    self._shape = (config.train.batch_size // ranks, *unet_shape(config))
+    self._images = torch.randint(
+        0, 256, self._shape, dtype=torch.uint8, device=device
+    )
+    betas = torch.linspace(1e-4, 0.02, 1000, device=device)
+    self._abar = torch.cumprod(1 - betas, 0)
+
+  def step(self):
+    torch, on = self._torch, {'device': self._device}
+    x0 = self._images / 127.5 - 1.0
+    t = torch.randint(0, 1000, self._shape[:1], **on)
+    noise = torch.randn(self._shape, **on)
+    a = self._abar[t].view(-1, 1, 1, 1)
+    x = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    x = x.contiguous(memory_format=self._format)
+    with torch.autocast(**self._autocast):
+      output = self._network(x, t).sample
+    loss = torch.nn.functional.mse_loss(output.float(), noise)
+    self._adam.zero_grad()
+    self._scaler.scale(loss).backward()
+    self._scaler.unscale_(self._adam)
+    torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+    self._scaler.step(self._adam)
+    self._scaler.update()
+    with torch.no_grad():
+      torch._foreach_lerp_(self._ema, self.params, 1e-4)
+
+
 def train_torch(network, name, *, rank=0, port=None):
   import torch
 
@@ -210,43 +284,18 @@ def train_torch(network, name, *, rank=0, port=None):
     torch.distributed.init_process_group(
         'gloo', f'tcp://127.0.0.1:{port}', world_size=ranks, rank=rank
     )
-  torch.manual_seed(0)
-  unet = torch_network(config)
-  if name == 'PyTorch, channels_last':
-    unet = unet.to(memory_format=torch.channels_last)
-  params = list(unet.parameters())
-  ema = [p.detach().clone() for p in params]
-  adam = torch.optim.Adam(params, lr=2e-4, fused=True)
-  forward = unet
-  if name == 'PyTorch, compiled':
-    forward = torch.compile(unet)
-  elif ranks > 1:
-    forward = torch.nn.parallel.DistributedDataParallel(unet)
-  shape = (batch_size // ranks, *unet_shape(config))
-  images = torch.randint(0, 256, shape, dtype=torch.uint8)
-  abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-
-  def step():
-    x0 = images / 127.5 - 1.0
-    t = torch.randint(0, 1000, shape[:1])
-    noise = torch.randn(shape)
-    a = abar[t].view(-1, 1, 1, 1)
-    x = a.sqrt() * x0 + (1 - a).sqrt() * noise
-    if name == 'PyTorch, channels_last':
-      x = x.contiguous(memory_format=torch.channels_last)
-    loss = torch.nn.functional.mse_loss(forward(x, t).sample, noise)
-    adam.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(params, 1.0)
-    adam.step()
-    with torch.no_grad():
-      torch._foreach_lerp_(ema, params, 1e-4)
+  trainer = TorchTrainer(
+      config,
+      channels_last=name == 'PyTorch, channels_last',
+      compiled=name == 'PyTorch, compiled',
+      ranks=ranks,
+  )
 
   def run_steps(number):
     if ranks > 1:  # Tells the others, which wait for it.
       torch.distributed.broadcast(torch.tensor(number), 0)
     for _ in range(number):
-      step()
+      trainer.step()
 
   if rank:
     number = torch.tensor(1)
@@ -254,11 +303,11 @@ def train_torch(network, name, *, rank=0, port=None):
       torch.distributed.broadcast(number, 0)
       if not number:
         return
-      step()
+      trainer.step()
   run_steps(1)
   run_steps(1)
   turns.serve(
-      {'parameters': sum(p.numel() for p in params), 'name': name},
+      {'parameters': sum(p.numel() for p in trainer.params), 'name': name},
       lambda: repeat(run_steps, batch_size),
   )
   if ranks > 1:
