@@ -9,34 +9,11 @@ meanwhile.
 """
 
 import argparse
-import collections
 import importlib
 import tempfile
 import time
 
-
-class Stopwatch:
-  """Adds up the seconds inside functions, those of inner ones not counted."""
-
-  def __init__(self):
-    self.seconds = collections.Counter()
-    self._inner = [0.0]
-
-  def wrap(self, owner, name, part):
-    """Measures a function of a class or module, under a name."""
-    function = getattr(owner, name)
-
-    def measured(*args, **kwargs):
-      began = time.monotonic()
-      self._inner.append(0.0)
-      try:
-        return function(*args, **kwargs)
-      finally:
-        took = time.monotonic() - began
-        self.seconds[part] += took - self._inner.pop()
-        self._inner[-1] += took
-
-    setattr(owner, name, measured)
+import stopwatch
 
 
 def main():
@@ -57,7 +34,7 @@ def main():
   config = importlib.import_module(f'configs.{args.config}').get_config()
   config.data.data_dir = args.data_dir or config.data.data_dir
   config.train.num_steps = args.steps
-  watch = Stopwatch()
+  watch = stopwatch.Stopwatch()
   for owner, name, part in (
       (logs.Writers, 'scalars', 'logs'),
       (logs.Writers, 'images', 'grids: to write'),
