@@ -327,6 +327,7 @@ def own_flags():
     ],
 )  # fmt: skip
 def test_flags_that_do_not_fit_together(own_flags, flags, message):
+  flags = {'workdir': 'run', 'outdir': 'out'} | flags
   with (
       flagsaver.as_parsed(**{name: str(v) for name, v in flags.items()}),
       pytest.raises(UserError, match=message),

@@ -3,6 +3,7 @@
 import json
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -371,3 +372,30 @@ def test_what_a_process_computes_alone(monkeypatch):
   )
   alone = strategy_lib.of_this_process(mirrored)
   assert alone is not mirrored and alone.num_replicas_in_sync == 2
+
+
+@pytest.mark.parametrize('number', [1, 2, 8])
+def test_each_replica_gets_its_element_on_its_device(number):
+  devices = [f'CPU:{i}' for i in range(number)]
+  if number == 1:
+    strategy = tf.distribute.OneDeviceStrategy(devices[0])
+  else:
+    strategy = tf.distribute.MirroredStrategy(devices)
+  seen = []
+
+  def make_dataset(context):
+    seen.append(context)
+    return tf.data.Dataset.range(100).map(lambda i: {'i': i, 'twice': 2 * i})
+
+  blocks = strategy_lib.iterate(strategy, make_dataset)
+  for step in range(2):
+    block = next(blocks)
+    for name, factor in (('i', 1), ('twice', 2)):
+      values = strategy.experimental_local_results(block[name])
+      expected = factor * (step * number + np.arange(number))
+      np.testing.assert_array_equal(values, expected)
+      for value, device in zip(values, devices, strict=True):
+        assert value.device.endswith(device)
+  (context,) = seen
+  assert context.num_replicas_in_sync == number
+  assert (context.num_input_pipelines, context.input_pipeline_id) == (1, 0)

@@ -91,6 +91,6 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
   options = tf.data.Options()
   # There is nothing to tune, and the tuner's thread can hang the end of a run
-  # (seen with TensorFlow 2.21).
+  # (see `strategy.iterate`).
   options.autotune.enabled = False
   return dataset.map(part).prefetch(local_replicas).with_options(options)

@@ -87,6 +87,56 @@ def of_this_process(strategy):
   return strategy
 
 
+def iterate(strategy, make_dataset):
+  """Iterates over a data set, by this worker's replicas.
+
+  `Strategy.distribute_datasets_from_function` copies to each device by a data
+  set of its own, always with tf.data's tuner. At the end of a run, its thread
+  can take up to a minute per device to end (seen with TensorFlow 2.21).
+
+  Args:
+    strategy: `tf.distribute.Strategy`.
+    make_dataset: function (`tf.distribute.InputContext`) -> `tf.data.Dataset`
+      whose elements are this worker's replicas', in turn.
+
+  Returns:
+    Iterator over values that `strategy.run` takes: an element per replica.
+  """
+  if isinstance(strategy, tf.distribute.TPUStrategy):
+    # Each host of a slice reads for its own TPUs.
+    return iter(strategy.distribute_datasets_from_function(make_dataset))
+  return _iterate(strategy, make_dataset)
+
+
+def _iterate(strategy, make_dataset):
+  devices = strategy.extended.worker_devices
+  replicas = strategy.num_replicas_in_sync
+
+  def distribute(value):
+    return strategy.experimental_distribute_values_from_function(value)
+
+  ids = distribute(lambda context: context.replica_id_in_sync_group)
+  first = strategy.experimental_local_results(ids)[0]
+  with tf.device('CPU:0'):
+    elements = iter(
+        make_dataset(
+            tf.distribute.InputContext(
+                num_input_pipelines=replicas // len(devices),
+                input_pipeline_id=first // len(devices),
+                num_replicas_in_sync=replicas,
+            )
+        )
+    )
+
+  def to_device(context):
+    element = next(elements)
+    with tf.device(devices[context.replica_id_in_sync_group - first]):
+      return tf.nest.map_structure(tf.identity, element)
+
+  while True:
+    yield distribute(to_device)
+
+
 def check_agreement(strategy, step):
   """Checks that all workers start at the same step.
 

@@ -235,9 +235,7 @@ class Trainer:
           context=context,
       )
 
-    return iter(
-        self._strategy.distribute_datasets_from_function(make_dataset)
-    )
+    return strategy_lib.iterate(self._strategy, make_dataset)
 
   def _check(self, metrics):
     """Step, whether to stop, and metrics as floats, of the last step."""
