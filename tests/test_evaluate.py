@@ -182,6 +182,7 @@ for argv in json.load(sys.stdin):
     flags.FLAGS[name].unparse()
   flags.FLAGS(['evaluate', *argv])
   try:
+    evaluate.check_flags()
     evaluate.main()
     print('no error')
   except UserError as e:
