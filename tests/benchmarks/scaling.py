@@ -27,7 +27,7 @@ _COMMON = (
     '--config.train.checkpoint_every_steps=100000',
 )  # fmt: skip
 _MAIN = (sys.executable, '-m', 'ddpm.main')
-_TWO_DEVICES = (*_MAIN, '--config.distribute.virtual_devices=2', *_COMMON)
+_TWO_DEVICES = (*_MAIN, *_COMMON, '--config.distribute.virtual_devices=2')
 _TWO_PROCESSES = (
     'bash', 'launch/multi_worker.sh', '--local', '2', '--', *_COMMON,
 )  # fmt: skip
