@@ -57,6 +57,11 @@ print(','.join(f'127.0.0.1:{s.getsockname()[1]}' for s in sockets))
 PYTHON
 }
 
+# The workers share this machine's cores: threads of all for each of them would
+# wait for one another.
+threads=$(($(nproc) / local))
+export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$((threads > 0 ? threads : 1))}
+
 stopped='' pids=()
 trap 'stopped=1; kill "${pids[@]}" 2>/dev/null' TERM
 trap 'stopped=1' INT # A terminal's Ctrl-C also reaches the workers.
