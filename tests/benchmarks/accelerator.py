@@ -7,7 +7,7 @@ al.'s networks for CIFAR-10 (batch 128) and for 256 x 256 (batch 16), images/s
 in calls of 1, 10 and 100 steps, the share of the peak FLOP/s (MFU), memory and
 the time from the start of the process to the end of the first step. PyTorch is
 measured beside it where it is installed, with diffusers, on one GPU. One
-process after the other, about an hour. Without a GPU or TPU it says so.
+process after the other. Without a GPU or TPU it says so.
 
 For comparison: Ho et al. trained the first network at 2,688 images/s on a TPU
 v3-8 in 2020.
@@ -17,6 +17,7 @@ device that is not recognized. `--on=CPU --networks=tiny` tries the script.
 """
 
 import argparse
+import importlib.util
 import statistics
 import time
 
@@ -108,13 +109,7 @@ def train_ours(network, precision, xla, kind):
 
   config = make_config(network, precision, xla=xla, kind=kind).lock()
   trainer = step_benchmark.make_trainer(config)
-  done = 0
-
-  def run_steps(number):
-    nonlocal done
-    done += number
-    trainer.run_until(done)
-
+  run_steps = step_benchmark.steps_of(trainer)
   run_steps(1)
   first_step = time.monotonic() - _BEGAN
   size = trainer.replica_batch_size
@@ -250,8 +245,6 @@ def peak_of(device, precision):
 
 
 def has_torch():
-  import importlib.util
-
   return all(map(importlib.util.find_spec, ('torch', 'diffusers')))
 
 

@@ -6,8 +6,8 @@ Float32, Adam, clipping and an EMA: ours as ddpm.main runs it on this machine,
 and PyTorch's by a plain loop over diffusers' network: eager, in channels_last,
 compiled, and data parallel with one process per core. All take turns; prints a
 Markdown table of images/s (medians), and of their share of this machine's peak,
-which is what PyTorch's product of two large matrices reaches. Some ten minutes;
-nothing else should run meanwhile. It needs `pip install -e '.[test,oracle]'`.
+which is what PyTorch's product of two large matrices reaches. Nothing else
+should run meanwhile. It needs `pip install -e '.[test,oracle]'`.
 
   python tests/benchmarks/step.py --profile=cifar10
 
@@ -98,12 +98,8 @@ def make_trainer(config):
   return trainer_lib.Trainer(config, build.make_strategy(config))
 
 
-def train_ours(network):
-  from ddpm.runtime import environment
-
-  environment.import_tensorflow()
-  config = make_config(network)
-  trainer = make_trainer(config)
+def steps_of(trainer):
+  """Function (number of steps) that runs them, from step 0 on."""
   done = 0
 
   def run_steps(number):
@@ -111,6 +107,16 @@ def train_ours(network):
     done += number
     trainer.run_until(done)
 
+  return run_steps
+
+
+def train_ours(network):
+  from ddpm.runtime import environment
+
+  environment.import_tensorflow()
+  config = make_config(network)
+  trainer = make_trainer(config)
+  run_steps = steps_of(trainer)
   run_steps(2)
   turns.serve(
       {'parameters': trainer.layout.size, 'name': trainer.devices},
