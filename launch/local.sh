@@ -3,23 +3,15 @@
 #
 #   launch/local.sh --config=configs/mnist5k.py --workdir=runs/mnist5k
 #
-# Exit code 75 means the run can resume: it is restarted, unless this script
-# itself was stopped (SIGTERM, Ctrl-C).
+# Needs: ddpm, installed in .venv or for PYTHON. Run for real on CPUs.
+# It is restarted after exit code 75, which means that the run can resume:
+# launch/restart.sh.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/restart.sh"
 
-stopped=''
-trap 'stopped=1; kill "$pid" 2>/dev/null' TERM
-trap 'stopped=1' INT # A terminal's Ctrl-C also reaches the trainer.
-while true; do
-  "${PYTHON:-python}" -m ddpm.main "$@" &
-  pid=$!
-  # A signal interrupts `wait`, but the trainer may still run.
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
-  wait "$pid"
-  status=$?
-  [[ $status == 75 && -z $stopped ]] || exit "$status"
-  echo 'local.sh: restarting' >&2
-  sleep 1
-  [[ -z $stopped ]] || exit 75
-done
+flags=("$@")
+start() {
+  "$python" -m ddpm.main "${flags[@]}" &
+  pids=($!)
+}
+run_with_restarts start

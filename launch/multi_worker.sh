@@ -10,11 +10,11 @@
 #   launch/multi_worker.sh --local 2 -- \
 #     --config=configs/mnist5k.py --workdir=runs/mnist5k
 #
-# Exit code 75 from all workers means the run can resume: they are restarted,
-# unless this script itself was stopped (SIGTERM, Ctrl-C).
+# Needs: ddpm, installed in .venv or for PYTHON, on every host. Run for real on
+# CPUs, with --local. Exit code 75 from all workers means the run can resume:
+# they are restarted (launch/restart.sh).
 set -uo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python}
+source "$(dirname "$0")/restart.sh"
 
 usage() {
   echo "multi_worker.sh: $1" >&2
@@ -45,7 +45,7 @@ worker() { # hosts index command...
 
 if [[ -z $local ]]; then
   [[ -n $hosts && -n $index ]] || usage 'pass --local N, or --hosts and --index'
-  worker "$hosts" "$index" launch/local.sh
+  worker "$hosts" "$index" "$repository/launch/local.sh"
 fi
 
 [[ $local =~ ^[1-9][0-9]*$ ]] || usage "--local is $local, expected a number"
@@ -62,25 +62,12 @@ PYTHON
 threads=$(($(nproc) / local))
 export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$((threads > 0 ? threads : 1))}
 
-stopped='' pids=()
-trap 'stopped=1; kill "${pids[@]}" 2>/dev/null' TERM
-trap 'stopped=1' INT # A terminal's Ctrl-C also reaches the workers.
-while true; do
-  hosts=$(free_ports) pids=() status=0
+start() {
+  local i
+  hosts=$(free_ports) pids=()
   for ((i = 0; i < local; i++)); do
     worker "$hosts" "$i" "$python" -m ddpm.main &
     pids+=($!)
   done
-  for pid in "${pids[@]}"; do
-    # A signal interrupts `wait`, but the worker may still run.
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
-    wait "$pid"
-    code=$?
-    # An error of one worker takes precedence over the others' 75.
-    [[ $code == 0 || ($code == 75 && $status != 0) ]] || status=$code
-  done
-  [[ $status == 75 && -z $stopped ]] || exit "$status"
-  echo 'multi_worker.sh: restarting' >&2
-  sleep 1
-  [[ -z $stopped ]] || exit 75
-done
+}
+run_with_restarts start

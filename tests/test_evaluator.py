@@ -17,7 +17,8 @@ N = 1000
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluator, 'CACHE', str(tmp_path_factory.mktemp('cache')))
+    folder = str(tmp_path_factory.mktemp('cache'))
+    patch.setattr(evaluator.cache, 'folder', lambda: folder)
     yield
 
 

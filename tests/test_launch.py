@@ -1,6 +1,7 @@
 """The launch scripts hand flags on, and refuse with their usage."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,10 +10,11 @@ from support import ROOT
 from support import wait_for
 
 
-def launch(script, *args):
+def launch(script, *args, cwd=ROOT, **env):
   return subprocess.run(
       ['bash', ROOT / 'launch' / script, *args],
-      env={**os.environ, 'PYTHON': sys.executable},
+      cwd=cwd,
+      env={**os.environ, 'PYTHON': sys.executable, **env},
       capture_output=True,
       text=True,
       check=False,
@@ -60,25 +62,49 @@ worker=$({python} -c 'import json, os; print(
     json.loads(os.environ.get("TF_CONFIG", "{{}}"))
     .get("task", {{"index": 0}})["index"])')
 echo "$@" >> {log}.$worker
+pwd > {folder}
 code=$(sed -n "$(wc -l < {log}.$worker)p" {codes}.$worker)
+# "75@4": the trainer reaches step 4 before.
+[[ $code == *@* ]] && echo "${{code#*@}}" > "$DDPM_STEP_FILE"
+code=${{code%@*}}
 [[ $code ]] && exit "$code"
 while true; do sleep 0.1; done
 """
 
 
-def start_fake(tmp_path, codes, script, *args):
-  """Starts a script whose workers end with some codes, start by start."""
+def fake_python(tmp_path, codes):
+  """Workers that end with some codes, start by start."""
   fake = tmp_path / 'python'
-  log, ends = tmp_path / 'log', tmp_path / 'codes'
-  fake.write_text(_FAKE.format(python=sys.executable, log=log, codes=ends))
+  fake.write_text(
+      _FAKE.format(
+          python=sys.executable,
+          log=tmp_path / 'log',
+          codes=tmp_path / 'codes',
+          folder=tmp_path / 'folder',
+      )
+  )
   fake.chmod(0o755)
   for worker, sequence in enumerate(codes):
     (tmp_path / f'codes.{worker}').write_text(
         ''.join(f'{code}\n' for code in sequence)
     )
+  return fake
+
+
+def start_fake(tmp_path, codes, script, *args, pauses=False):
+  """Starts a script with such workers; its pauses may be noted, not made."""
+  fake = fake_python(tmp_path, codes)
+  path = os.environ['PATH']
+  if pauses:
+    sleep = tmp_path / 'bin' / 'sleep'
+    sleep.parent.mkdir()
+    sleep.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/pauses"\n')
+    sleep.chmod(0o755)
+    (tmp_path / 'pauses').touch()
+    path = f'{sleep.parent}:{path}'
   return subprocess.Popen(
       ['bash', ROOT / 'launch' / script, *args],
-      env={**os.environ, 'PYTHON': str(fake)},
+      env={**os.environ, 'PYTHON': str(fake), 'PATH': path},
       stderr=subprocess.PIPE,
       text=True,
   )
@@ -88,10 +114,50 @@ def starts(tmp_path, worker=0):
   return (tmp_path / f'log.{worker}').read_text().splitlines()
 
 
-def test_local_starts_again_after_75_and_no_other_code(tmp_path):
-  process = start_fake(tmp_path, [[75, 75, 3]], 'local.sh', '--workdir=a b')
-  assert process.wait(60) == 3
-  assert starts(tmp_path) == ['-m ddpm.main --workdir=a b'] * 3
+@pytest.mark.parametrize(
+    'codes, code, runs, pauses',
+    [
+        ([75, '75@4', 3], 3, 3, [1, 2]),
+        # A TensorFlow that aborts before the first step, but not after it.
+        ([134, '134@4'], 134, 2, [1]),
+        (['134@4'], 134, 1, []),
+        ([137], 137, 1, []),
+        # Nothing but restarts.
+        ([75] * 9, 1, 6, [1, 2, 4, 8, 16]),
+        (['75@4'] * 9, 1, 7, [1, 2, 4, 8, 16, 32]),
+        ([f'75@{step}' for step in range(1, 9)] + [0], 0, 9,
+         [1, 2, 4, 8, 16, 32, 60, 60]),
+        # Steps that were done before, after the last checkpoint, are not new.
+        (['75@4', '75@3', '75@4', '75@5', 3], 3, 5, [1, 2, 4, 8]),
+    ],
+)  # fmt: skip
+def test_local_starts_again_after_75(tmp_path, codes, code, runs, pauses):
+  process = start_fake(
+      tmp_path, [codes], 'local.sh', '--workdir=a b', pauses=True
+  )
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == code
+  assert starts(tmp_path) == ['-m ddpm.main --workdir=a b'] * runs
+  assert (tmp_path / 'pauses').read_text().split() == list(map(str, pauses))
+  gave_up = 'local.sh: giving up: 5 restarts without a new step'
+  assert (gave_up in said) == (code == 1)
+
+
+def test_no_python_is_one_line(tmp_path):
+  done = launch('local.sh', '--workdir=w', PYTHON=str(tmp_path / 'none'))
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f'local.sh: there is no {tmp_path}/none: set up')
+
+
+def test_paths_are_the_callers(tmp_path):
+  """From another folder, whose name is not tidy either."""
+  folder = tmp_path / 'ä [1] b'
+  folder.mkdir()
+  fake = fake_python(tmp_path, [[0]])
+  done = launch('local.sh', '--workdir=w', PYTHON=str(fake), cwd=folder)
+  assert done.returncode == 0
+  assert (tmp_path / 'folder').read_text() == f'{folder}\n'
 
 
 @pytest.mark.parametrize(
@@ -111,19 +177,20 @@ def test_multi_worker_starts_all_again_or_none(tmp_path, codes, code, runs):
     assert len(starts(tmp_path, worker)) == runs
 
 
+@pytest.mark.parametrize('number', ['SIGTERM', 'SIGHUP', 'SIGUSR1'])
 @pytest.mark.parametrize(
     'workers, args',
     [(1, ['local.sh']), (2, ['multi_worker.sh', '--local', '2', '--'])],
 )
 def test_a_script_that_is_told_to_stop_starts_nothing_again(
-    tmp_path, workers, args
+    tmp_path, workers, args, number
 ):
   process = start_fake(tmp_path, [[]] * workers, *args, '--workdir=w')
   # A worker that is in its log has set its trap.
   for worker in range(workers):
     log = tmp_path / f'log.{worker}'
     wait_for(log.exists, f'start of worker {worker}', process=process)
-  process.terminate()
+  process.send_signal(signal.Signals[number])
   assert process.wait(60) == 75
   for worker in range(workers):
     assert len(starts(tmp_path, worker)) == 1

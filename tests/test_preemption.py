@@ -1,6 +1,7 @@
 """Signals, at any time: what is done is saved, and the exit code says so."""
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -102,12 +103,17 @@ def test_a_signal_while_the_program_loads(tmp_path):
   assert code == RESTART and seconds < 10
 
 
-def start_workers(workdirs, *args):
-  """Two workers on this machine, a workdir each."""
-  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in workdirs]
+def free_addresses(number):
+  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(number)]
   addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
   for s in sockets:
     s.close()
+  return addresses
+
+
+def start_workers(workdirs, *args):
+  """Two workers on this machine, a workdir each."""
+  addresses = free_addresses(len(workdirs))
   return addresses, [
       start_trainer(
           workdir, '--config.distribute.strategy=multi_worker', *args,
@@ -149,6 +155,37 @@ def test_a_worker_that_is_gone_is_named_by_the_other(tmp_path, lost, number):
   gone.communicate()
   assert other.returncode == RESTART
   assert f'worker {lost} ({addresses[lost]}) has exited' in said
+
+
+@pytest.mark.slow
+def test_a_leader_that_is_killed_while_the_workers_meet(tmp_path):
+  """The scripts bring them together again, without a word from the user."""
+  addresses = free_addresses(2)
+  args = [*TINY_WITHOUT_XLA, f'--workdir={tmp_path}']
+  args += ['--config.train.num_steps=4']
+
+  def start(index):
+    return subprocess.Popen(
+        ['bash', ROOT / 'launch' / 'multi_worker.sh', '--hosts',
+         ','.join(addresses), '--index', str(index), '--', *args],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHON': sys.executable},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+  other, leader = start(1), start(0)
+  wait_for_line(leader, 'waiting for all workers')
+  time.sleep(0.5)
+  os.killpg(leader.pid, signal.SIGKILL)
+  leader.communicate()
+  workers = [start(0), other]
+  for worker in workers:
+    _, said = worker.communicate(timeout=120)
+    assert worker.returncode == 0, said
+    assert 'Traceback' not in said
+  assert metrics(tmp_path)[-1]['step'] == 4
 
 
 @pytest.mark.slow

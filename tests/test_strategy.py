@@ -1,7 +1,6 @@
 """Which devices a name means, on machines that are made up."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from configs import default
 from ddpm.run import build
 from ddpm.runtime import devices as devices_lib
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime import workers
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 
@@ -190,6 +190,17 @@ def test_a_worker_that_cannot_start(machine, monkeypatch, error):
     strategy_lib.make_strategy('auto', choice(1))
 
 
+@pytest.mark.parametrize('error', workers.UNREACHABLE)
+def test_a_worker_that_cannot_reach_the_others(machine, monkeypatch, error):
+  def fail(**kwargs):
+    raise error(None, None, 'worker 1 has a different incarnation')
+
+  monkeypatch.setattr(tf.distribute, 'MultiWorkerMirroredStrategy', fail)
+  machine.set_env('TF_CONFIG', TWO_WORKERS)
+  with pytest.raises(Interrupted, match=r'met \(worker 1 has a different inc'):
+    strategy_lib.make_strategy('auto', choice(1))
+
+
 @pytest.mark.parametrize(
     'error',
     [ValueError('none'), RuntimeError('none'),
@@ -205,105 +216,6 @@ def test_no_tpu(machine, monkeypatch, error):
   message = r"but no TPU answers as 'local' \(none\)"
   with pytest.raises(UserError, match=message):
     strategy_lib.make_strategy('tpu', choice(1))
-
-
-def in_a_cluster(cluster, task_type='', task_id=0):
-  """Stands for the strategy of a task of a cluster."""
-  resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-      tf.train.ClusterSpec(cluster), task_type=task_type, task_id=task_id
-  )
-  return types.SimpleNamespace(cluster_resolver=resolver)
-
-
-WORKERS = {'worker': ['a:1', 'b:2']}
-WITH_CHIEF = {'chief': ['c:3'], 'worker': ['a:1', 'b:2']}
-
-
-@pytest.mark.parametrize(
-    'cluster, task_type, task_id, expected',
-    [
-        (WORKERS, 'worker', 0, True),
-        (WORKERS, 'worker', 1, False),
-        (WITH_CHIEF, 'chief', 0, True),
-        (WITH_CHIEF, 'worker', 0, False),
-        ({}, '', 0, True),
-    ],
-)
-def test_is_chief(cluster, task_type, task_id, expected):
-  strategy = in_a_cluster(cluster, task_type, task_id)
-  assert strategy_lib.is_chief(strategy) == expected
-
-
-def test_one_process_is_the_chief_and_has_nobody_to_ask():
-  strategy = tf.distribute.OneDeviceStrategy('CPU:0')
-  assert strategy_lib.is_chief(strategy)
-  strategy.gather = None
-  strategy_lib.check_agreement(strategy, 4)
-
-
-@pytest.mark.parametrize('steps', [[4, 4, 4], [4, 10, 2]])
-def test_workers_start_at_the_same_step(monkeypatch, steps):
-  monkeypatch.setattr(
-      strategy_lib, '_has_several_processes', lambda strategy: True
-  )
-  strategy = types.SimpleNamespace(
-      run=lambda function, args: function(*args),
-      gather=lambda step, axis: tf.concat([step, steps[1:]], axis),
-  )
-  if len(set(steps)) == 1:
-    strategy_lib.check_agreement(strategy, steps[0])
-  else:
-    with pytest.raises(UserError, match=r'different steps \(2 to 10\)'):
-      strategy_lib.check_agreement(strategy, steps[0])
-
-
-@pytest.mark.parametrize(
-    'cluster, message, expected',
-    [
-        (WORKERS, 'heartbeat of /job:worker/replica:0/task:1 is late',
-         'worker 1 (b:2)'),
-        (WORKERS, 'heartbeat of /job:worker/task:1 is late', 'worker 1 (b:2)'),
-        (WITH_CHIEF, 'lost /job:chief/replica:0/task:0', 'chief 0 (c:3)'),
-        # The leader itself.
-        (WORKERS, 'cannot reach the leader', 'worker 0 (a:1)'),
-        (WITH_CHIEF, 'cannot reach the leader', 'chief 0 (c:3)'),
-    ],
-)  # fmt: skip
-def test_a_lost_worker_has_name_and_address(
-    monkeypatch, cluster, message, expected
-):
-  assert (
-      strategy_lib._lost_worker(in_a_cluster(cluster), message) == expected
-  )
-  monkeypatch.setattr(
-      strategy_lib, '_has_several_processes', lambda strategy: True
-  )
-  error = tf.errors.UnavailableError(
-      None, None, f'Collective ops is aborted by: {message}'
-  )
-  with (
-      pytest.raises(Interrupted) as caught,
-      strategy_lib.watching_workers(in_a_cluster(cluster)),
-  ):
-    raise error
-  assert str(caught.value).startswith(f'{expected} ')
-
-
-@pytest.mark.parametrize(
-    'several, message',
-    [(False, 'Collective ops is aborted'), (True, 'out of memory')],
-)
-def test_what_is_no_lost_worker_is_left_as_it_is(monkeypatch, several, message):
-  monkeypatch.setattr(
-      strategy_lib, '_has_several_processes', lambda strategy: several
-  )
-  error = tf.errors.UnavailableError(None, None, message)
-  with (
-      pytest.raises(tf.errors.UnavailableError) as caught,
-      strategy_lib.watching_workers(in_a_cluster(WORKERS)),
-  ):
-    raise error
-  assert caught.value is error
 
 
 @pytest.mark.parametrize(
@@ -367,9 +279,7 @@ def test_a_config_trains_on_as_many_devices_as_pay(
 def test_what_a_process_computes_alone(monkeypatch):
   mirrored = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
   assert strategy_lib.of_this_process(mirrored) is mirrored
-  monkeypatch.setattr(
-      strategy_lib, '_has_several_processes', lambda strategy: True
-  )
+  monkeypatch.setattr(workers, 'are_several', lambda strategy: True)
   alone = strategy_lib.of_this_process(mirrored)
   assert alone is not mirrored and alone.num_replicas_in_sync == 2
 

@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from ddpm.metrics import distances
 from ddpm.metrics import names
+from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import npz
 from ddpm.runtime import shards
-from ddpm.runtime.environment import CACHE
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
@@ -59,7 +59,7 @@ class Features:
         extractor.resize,
     ]
     key = hashlib.sha256('\n'.join(identity).encode()).hexdigest()[:16]
-    self._directory = os.path.join(CACHE, 'features', key)
+    self._directory = os.path.join(cache.folder(), 'features', key)
     self._parts = shards.Shards(
         self._directory,
         self._make,

@@ -52,14 +52,14 @@ class Writers:
     for sink in self._sinks:
       sink.scalars(step, metrics)
 
-  def images(self, step, path, draw):
-    """Reports images as a grid, which is also written to a path.
+  def images(self, step, draw, *paths):
+    """Reports images as a grid, which is also written to some paths.
 
     Args:
       step: steps done.
-      path: of a PNG file.
       draw: function () -> uint8 [N, H, W, C], or None for no images. Not
         called if this process does not report.
+      *paths: of PNG files.
     """
     started = time.monotonic()
     images = draw() if self._sinks else None
@@ -68,7 +68,8 @@ class Writers:
     seconds = time.monotonic() - started
     for sink in self._sinks:
       sink.images(step, images, seconds)
-    png.write_png(path, png.grid(images))
+    for path in paths:
+      png.write_png(path, png.grid(images))
 
   def close(self):
     for sink in self._sinks:

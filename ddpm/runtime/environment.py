@@ -3,13 +3,15 @@
 Environment variables that are already set are kept, except KERAS_BACKEND.
 """
 
-import hashlib
 import importlib.util
 import os
 import platform
 import signal
 import sys
 import tempfile
+
+from ddpm.runtime import cache
+from ddpm.runtime.errors import UserError
 
 # Exit code of an interrupted program: rerun to resume. It is EX_TEMPFAIL of
 # sysexits.h.
@@ -18,10 +20,8 @@ RESTART = 75
 # `platform.machine()` of processors that oneDNN is made for.
 X86 = ('x86_64', 'AMD64')
 
-# Slow to recompute, but safe to delete.
-CACHE = os.path.join(
-    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'ddpm'
-)
+# What TensorFlow's C++ code says while it is imported.
+_messages = []
 
 
 def set_variables():
@@ -33,10 +33,7 @@ def set_variables():
   # benchmarks). They do not concern GPUs and TPUs.
   if platform.machine() in X86:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
-  # Later starts reuse the compiled programs.
-  os.environ.setdefault(
-      'TF_XLA_FLAGS', f'--tf_xla_persistent_cache_directory={_xla_cache()}'
-  )
+  os.environ.setdefault('TF_XLA_FLAGS', cache.xla_flags())
 
 
 def exit_on_signals():
@@ -53,7 +50,15 @@ def import_tensorflow():
 
   C++ code writes a dozen lines before its logging can be configured. They are
   shown if the import fails, or if TF_CPP_MIN_LOG_LEVEL is set.
+
+  Raises:
+    UserError: TensorFlow is not installed.
   """
+  if importlib.util.find_spec('tensorflow') is None:
+    raise UserError(
+        f'{sys.executable} has no TensorFlow: install ddpm with'
+        " 'pip install -e .' in its checkout"
+    )
   set_variables()
   if 'TF_CPP_MIN_LOG_LEVEL' in os.environ:
     return
@@ -73,20 +78,10 @@ def import_tensorflow():
     finally:
       os.dup2(stderr, 2)
       os.close(stderr)
+    held.seek(0)
+    _messages.append(held.read().decode(errors='replace'))
 
 
-def _xla_cache():
-  """XLA's cache folder, specific to TensorFlow version and processor.
-
-  XLA's own cache key has neither. Machines that share a home folder may differ
-  in both, and the wrong code would crash.
-  """
-  tensorflow = importlib.util.find_spec('tensorflow').origin
-  identity = f'{tensorflow} {os.stat(tensorflow).st_mtime} {platform.machine()}'
-  try:
-    with open('/proc/cpuinfo') as f:
-      identity += next((line for line in f if line.startswith('flags')), '')
-  except OSError:
-    pass  # Not Linux: assume that homes are not shared.
-  name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-  return os.path.join(CACHE, 'xla', name)
+def startup_messages():
+  """What TensorFlow said while it was imported, if it was held back."""
+  return ''.join(_messages)

@@ -8,10 +8,12 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from ddpm.runtime import cache
 from ddpm.runtime import environment
 from ddpm.runtime.environment import RESTART
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import Interrupted
+from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 
@@ -57,6 +59,15 @@ def start(main, define_flags, check_flags=lambda: None):
       _exit(e)
     except Interrupted as e:
       _exit(e, RESTART)
+    except Exception as e:
+      if not cache.is_at_fault(e):
+        raise
+      logging.warning(
+          "XLA's cache is damaged, or its disk full (%s): starting again"
+          ' without it',
+          reason(e),
+      )
+      cache.start_again_without()
 
   app.run(guarded, flags_parser=parse)
 

@@ -1,14 +1,13 @@
 """Makes the `tf.distribute.Strategy` of a config."""
 
-import contextlib
 import os
-import re
 
 from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import cluster
 from ddpm.runtime import devices as devices_lib
+from ddpm.runtime import workers
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
@@ -30,6 +29,7 @@ def make_strategy(name, choice):
 
   Raises:
     UserError: the machine lacks what the strategy needs.
+    Interrupted: another worker cannot be reached.
   """
   if name == 'auto':
     found = cluster.read()
@@ -68,18 +68,9 @@ def _cpus(choice):
   return [f'CPU:{i}' for i in range(number)]
 
 
-def is_chief(strategy):
-  """Whether this process writes checkpoints and logs."""
-  resolver = strategy.cluster_resolver
-  if resolver is None or resolver.task_type in (None, '', 'chief'):
-    return True
-  has_chief = 'chief' in resolver.cluster_spec().as_dict()
-  return not has_chief and resolver.task_id == 0
-
-
 def of_this_process(strategy):
   """A strategy of this process's devices, for what it computes by itself."""
-  if _has_several_processes(strategy):
+  if workers.are_several(strategy):
     return tf.distribute.MirroredStrategy(strategy.extended.worker_devices)
   if isinstance(strategy, tf.distribute.TPUStrategy):
     # A TPU cannot read the host's variables in a loop, to hear of a stop.
@@ -137,65 +128,6 @@ def _iterate(strategy, make_dataset):
     yield distribute(to_device)
 
 
-def check_agreement(strategy, step):
-  """Checks that all workers start at the same step.
-
-  Raises:
-    UserError: they do not, so they do not share a workdir.
-  """
-  if not _has_several_processes(strategy):
-    return
-  number = tf.constant([step], tf.int64)
-  gather = tf.function(
-      lambda: strategy.gather(strategy.run(tf.identity, (number,)), axis=0)
-  )
-  steps = sorted(set(gather().numpy().tolist()))
-  if len(steps) > 1:
-    raise UserError(
-        f'the workers found checkpoints of different steps ({steps[0]} to'
-        f' {steps[-1]}): the workdir must be a folder that all of them share'
-    )
-
-
-@contextlib.contextmanager
-def watching_workers(strategy):
-  """Exits cleanly when another worker dies.
-
-  TensorFlow's coordination service receives the heartbeats of all workers, and
-  aborts collectives about 10 s after a worker's last one.
-
-  Raises:
-    Interrupted: names that worker.
-  """
-  try:
-    yield
-  except tf.errors.OpError as e:
-    if not (
-        _has_several_processes(strategy)
-        and 'Collective ops is aborted' in e.message
-    ):
-      raise
-    raise Interrupted(
-        f'{_lost_worker(strategy, e.message)} has exited; see its log. Rerun'
-        ' the command on all workers to resume from the last checkpoint'
-    ) from e
-
-
-def _has_several_processes(strategy):
-  return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _lost_worker(strategy, message):
-  """Name and address of the worker that a collective's error is about."""
-  spec = strategy.cluster_resolver.cluster_spec()
-  if match := re.search(r'/job:(\w+)/(?:replica:\d+/)?task:(\d+)', message):
-    job, task = match[1], int(match[2])
-  else:
-    # The leader, which would know of the others, has exited itself.
-    job, task = 'chief' if 'chief' in spec.jobs else 'worker', 0
-  return f'{job} {task} ({spec.task_address(job, task)})'
-
-
 def _multi_worker():
   found = cluster.read()
   if not found:
@@ -217,6 +149,11 @@ def _multi_worker():
     return tf.distribute.MultiWorkerMirroredStrategy(
         communication_options=options
     )
+  except workers.UNREACHABLE as e:
+    # A worker of an earlier start, or one that exits now.
+    raise Interrupted(
+        f'while the workers met ({reason(e)}): rerun the command on all of them'
+    ) from e
   except (tf.errors.OpError, ValueError) as e:
     raise UserError(
         f'this worker of TF_CONFIG cannot start ({reason(e)}): is its address'

@@ -20,7 +20,9 @@ from ddpm.run import logs
 from ddpm.runtime import device_map
 from ddpm.runtime import devices
 from ddpm.runtime import hindrances
+from ddpm.runtime import restarts
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime import workers
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
@@ -48,10 +50,10 @@ def train(config, workdir, strategy, stop):
     Interrupted: stopped by a signal, or another worker has exited; the same
       command resumes.
   """
-  chief = strategy_lib.is_chief(strategy)
+  chief = workers.is_chief(strategy)
   with (
       lock.held(workdir, takes=chief),
-      strategy_lib.watching_workers(strategy),
+      workers.explained(strategy),
   ):
     _train(config, workdir, strategy, stop, chief)
 
@@ -70,7 +72,7 @@ def _train(config, workdir, strategy, stop, chief):
       keep_every_steps=config.train.keep_every_steps,
   )
   step = saved = checkpoints.restore()
-  strategy_lib.check_agreement(strategy, step)
+  workers.check_agreement(strategy, step)
   if chief:
     config_lib.save(config, workdir)
   num_steps = config.train.num_steps
@@ -93,6 +95,7 @@ def _train(config, workdir, strategy, stop, chief):
   while step < num_steps and not stopped:
     event = next_event(step, config.train, estimate_at)
     step, stopped, metrics = trainer.run_until(event)
+    restarts.report_step(step)
     checkpoints.raise_errors()
     if step == estimate_at:
       log.estimate(step, trainer.throughput.rate(step), watch.so_far())
@@ -102,24 +105,25 @@ def _train(config, workdir, strategy, stop, chief):
     if _due(step, config.train.checkpoint_every_steps):
       checkpoints.save(step)
       saved = step
-    if _due(step, config.train.sample_every_steps):
-      path = os.path.join(workdir, 'samples', f'step_{step:08d}.png')
+    if step < num_steps and _due(step, config.train.sample_every_steps):
       with trainer.throughput.paused():
-        log.images(step, path, trainer.draw)
+        log.images(step, trainer.draw, _grid_path(workdir, step))
 
   if saved != step:
     checkpoints.save(step)
   checkpoints.wait()
-  path = os.path.join(workdir, 'grid.png')
+  grids = [os.path.join(workdir, 'grid.png')]
+  if _due(step, config.train.sample_every_steps):
+    grids.append(_grid_path(workdir, step))
   if not stopped:
-    log.images(step, path, trainer.draw)
+    log.images(step, trainer.draw, *grids)
   log.close()
   if stopped or stop.heard:
     who = stop.heard or 'another worker'
     raise Interrupted(
         f'by {who}, step {step} is saved: rerun the command to resume'
     )
-  logging.info('step %d, done: %s', step, path)
+  logging.info('step %d, done: %s', step, grids[0])
 
 
 class Trainer:
@@ -332,6 +336,10 @@ def next_event(step, train, estimate_at):
 def _due(step, every):
   """Whether an event that happens every so many steps (0: never) is due."""
   return bool(every) and step % every == 0
+
+
+def _grid_path(workdir, step):
+  return os.path.join(workdir, 'samples', f'step_{step:08d}.png')
 
 
 def replica_batch_size(config, replicas):

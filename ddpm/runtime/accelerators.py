@@ -1,0 +1,58 @@
+"""Accelerators of this machine, whether TensorFlow can use them or not."""
+
+import glob
+import os
+import re
+
+import tensorflow as tf
+
+from ddpm.runtime import environment
+from ddpm.runtime.errors import UserError
+
+# What TensorFlow says at its start about a GPU that it cannot use.
+_REASONS = r'dlopen|cuInit|CUDA|cuda|driver|libcu|GPU'
+
+
+def has_tpu(root='/'):
+  """Whether this is a TPU VM."""
+  if glob.glob(os.path.join(root, 'dev/accel[0-9]*')):
+    return True
+  # Newer TPUs use VFIO, as other devices do.
+  vendors = glob.glob(os.path.join(root, 'sys/bus/pci/devices/*/vendor'))
+  return bool(
+      glob.glob(os.path.join(root, 'dev/vfio/[0-9]*'))
+      and any(_read(path) == '0x1ae0' for path in vendors)  # Google
+  )
+
+
+def check_gpus(root='/'):
+  """Checks that TensorFlow can use this machine's GPUs.
+
+  Raises:
+    UserError: it cannot; with TensorFlow's own reason.
+  """
+  hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0') in ('', '-1')
+  if hidden or not os.path.exists(os.path.join(root, 'dev/nvidia0')):
+    return
+  if tf.config.list_physical_devices('GPU'):
+    return
+  raise UserError(
+      f'this machine has a GPU, but TensorFlow cannot use it ({_reason()}):'
+      " install TensorFlow's CUDA libraries (pip install -e '.[gpu]'), or"
+      ' train on the CPU with --config.distribute.strategy=one_device'
+  )
+
+
+def _reason():
+  """TensorFlow's reason, from its messages at its start."""
+  lines = environment.startup_messages().splitlines()
+  reasons = [line for line in lines if re.search(_REASONS, line)]
+  if not reasons:
+    return 'it does not say why'
+  # Without the time, thread and file.
+  return re.sub(r'^.*?\] ', '', reasons[-1]).strip().rstrip('.')
+
+
+def _read(path):
+  with open(path) as f:
+    return f.read().strip()
