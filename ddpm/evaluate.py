@@ -119,7 +119,7 @@ def check_flags():
 def _score_images(metrics):
   """Scores --samples; returns the result."""
   scoring.compare_exactly()
-  strategy = strategy_lib.local_strategy()
+  strategy = strategy_lib.local_strategy(name=FLAGS.strategy)
   samples = sources.samples(FLAGS.samples)
   count = FLAGS.num_samples or len(samples)
   names.check_number(count, metrics)
@@ -156,6 +156,7 @@ def _score_run(metrics):
   run = reader.Run(workdir)
   strategy = strategy_lib.local_strategy(
       count,
+      name=FLAGS.strategy,
       virtual_devices=run.config.distribute.virtual_devices,
       jit_compile=run.config.jit_compile,
   )

@@ -117,6 +117,7 @@ def main():
   columns = _columns()
   strategy = strategy_lib.local_strategy(
       len(columns['seeds']),
+      name=FLAGS.strategy,
       virtual_devices=run.config.distribute.virtual_devices,
       jit_compile=run.config.jit_compile,
   )

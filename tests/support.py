@@ -308,6 +308,8 @@ def gaussian_network(process, mean=0.2, std=0.2):
     noise = sigma * (x - alpha * mean) / total
     x0 = mean + alpha * std**2 * (x - alpha * mean) / total
     alpha, sigma = tf.cast(alpha, tf.float64), tf.cast(sigma, tf.float64)
-    return process.target(x0, process_lib.Level(alpha, sigma, time), noise)
+    _, c_skip, c_out = process.preconditioning(alpha, sigma)
+    xt = alpha * tf.cast(x0, tf.float64) + sigma * tf.cast(noise, tf.float64)
+    return tf.cast((tf.cast(x0, tf.float64) - c_skip * xt) / c_out, tf.float32)
 
   return network

@@ -140,6 +140,24 @@ def test_an_older_one_goes_only_when_the_new_one_verifies(
   assert steps_of(tmp_path) == [10, 20, 30]
 
 
+@pytest.mark.parametrize(
+    'in_a_bucket, leaving, reads', [(True, True, 0), (True, False, 1),
+                                    (False, True, 1)],
+)  # fmt: skip
+def test_a_bucket_is_not_read_back_in_a_hurry(
+    tmp_path, network, monkeypatch, in_a_bucket, leaving, reads
+):
+  workdir = f'ram://{tmp_path.name}' if in_a_bucket else tmp_path
+  _, checkpoints, _ = make(workdir, network)
+  read = []
+  monkeypatch.setattr(checkpoint, '_damage', read.append)
+  checkpoints.save(1, leaving=leaving)
+  checkpoints.wait()
+  assert len(read) == reads
+  monkeypatch.undo()
+  assert make(workdir, network)[2] == 1
+
+
 def test_only_the_writer_writes(tmp_path, network):
   _, checkpoints, _ = make(tmp_path, network, writes=False)
   checkpoints.save(3)

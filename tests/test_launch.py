@@ -21,23 +21,88 @@ def launch(script, *args, cwd=ROOT, **env):
   )
 
 
-def test_tpu_vm_prints_its_commands():
+_VM = ('--name', 'me', '--zone', 'z')
+_TRAIN = ('--', '--config=configs/a b.py', '--workdir=gs://bucket/run')
+
+
+@pytest.mark.parametrize(
+    'tpu, version',
+    [
+        ('v6e-8', 'v2-alpha-tpuv6e'),
+        ('v5p-8', 'v2-alpha-tpuv5'),
+        ('v5litepod-4', 'v2-alpha-tpuv5-lite'),
+        ('v3-8', 'tpu-ubuntu2204-base'),
+    ],
+)
+def test_tpu_vm_prints_its_commands(tpu, version):
   done = launch(
-      'tpu_vm.sh', '--dry_run', '--slice', '--name', 'me', '--zone', 'z',
-      '--type', 'v4-16', '--version', 'v', '--', '--config=configs/a b.py',
-      '--workdir=gs://bucket/run',
-  )  # fmt: skip
+      'tpu_vm.sh', 'start', '--dry_run', *_VM, '--type', tpu, *_TRAIN
+  )
   assert done.returncode == 0, done.stderr
   create, copy, install, train = done.stdout.splitlines()
-  assert create.startswith('gcloud compute tpus tpu-vm create me --zone z')
-  assert ' scp --recurse . me:ddpm' in copy
-  assert 'tensorflow-tpu' in install and '--worker all' in install
-  assert 'gs://bucket/run' in train and 'TPU_NAME' in train
+  assert create.split() == (
+      'gcloud compute tpus tpu-vm create me --zone z'
+      f' --accelerator-type {tpu} --version {version}'
+  ).split()
+  assert ' scp ' in copy and 'tensorflow-tpu' in install
+  assert 'systemd-run' in train
+
+
+# The VM's home is a folder, its commands are run here, and what needs a network
+# or systemd is not.
+_CLOUD = {
+    'gcloud': '''
+case $4 in
+  scp) cp "$5" "$6" "$VM" ;;
+  ssh) cd "$VM" && HOME=$VM bash -euo pipefail -c "${@: -1}" ;;
+esac''',
+    'python3': 'echo "$@" >> "$VM/installed"',
+    'uv': 'echo "$@" >> "$VM/installed"',
+    'sudo': '''
+echo "$@" >> "$VM/systemd"
+[[ $1 == systemctl ]] || (cd "$VM/ddpm" && "${@: -2}")''',
+    'journalctl': 'echo "$@"',
+}
+
+
+def test_a_tpu_vm_trains_stops_and_goes_on(tmp_path):
+  vm = tmp_path / 'vm'
+  for name, script in {**_CLOUD, 'python': f'''
+[[ $1 == - ]] && exec {sys.executable} "$@"
+printf '%s,' "$@" >> "$VM/trained"'''}.items():
+    folder = {'uv': vm / '.local/bin', 'python': vm / 'ddpm/.venv/bin'}
+    file = folder.get(name, tmp_path / 'bin') / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'#!/usr/bin/env bash\n{script}\n')
+    file.chmod(0o755)
+  env = {'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}', 'VM': str(vm)}
+
+  done = launch(
+      'tpu_vm.sh', 'start', *_VM, '--type', 'v4-8', *_TRAIN, **env
+  )
+  assert done.returncode == 0, done.stderr
+  assert (vm / 'ddpm/launch/local.sh').exists()
+  assert not (vm / 'ddpm/.git').exists()
+  trained = (
+      '-m,ddpm.main,--config=configs/a b.py,--workdir=gs://bucket/run,'
+      '--config.distribute.strategy=tpu,'
+  )
+  assert (vm / 'trained').read_text() == trained
+
+  assert launch('tpu_vm.sh', 'stop', *_VM, **env).returncode == 0
+  assert launch('tpu_vm.sh', 'resume', *_VM, **env).returncode == 0
+  assert (vm / 'trained').read_text() == 2 * trained
+  start, stop, resume = (vm / 'systemd').read_text().splitlines()
+  assert stop == 'systemctl stop ddpm' and start == resume
+  assert '--unit=ddpm' in launch('tpu_vm.sh', 'logs', *_VM, **env).stdout
 
 
 def test_scripts_refuse_with_their_usage():
   for script, args in (
       ('tpu_vm.sh', ['--name', 'me']),
+      ('tpu_vm.sh', ['start', '--name', 'me']),
+      ('tpu_vm.sh', ['start', *_VM, '--type', 'v4-8']),
+      ('tpu_vm.sh', ['start', *_VM, '--type', 'v4-16', *_TRAIN]),
       ('multi_worker.sh', ['--local', 'two']),
       ('multi_worker.sh', ['--index', '0']),
       ('multi_worker.sh', ['--config=x']),

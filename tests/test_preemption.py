@@ -201,22 +201,44 @@ def test_workers_that_do_not_share_the_workdir_say_so(tmp_path):
     assert 'checkpoints of different steps (0 to 2)' in said
 
 
-def start_sleeper(grace_seconds):
+def start_sleeper(grace_seconds, hangup=signal.SIG_DFL):
   """A program that hears signals and is too busy to act on them."""
   code = (
       'import time\nfrom ddpm.runtime import preemption\n'
       f'preemption.StopSignal().make_flag({grace_seconds})\n'
       'print("ready", flush=True)\ntime.sleep(60)\n'
   )
-  process = subprocess.Popen(
-      [sys.executable, '-c', code],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-  )
+  # The tests themselves may run under nohup.
+  before = signal.signal(signal.SIGHUP, hangup)
+  try:
+    process = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+  finally:
+    signal.signal(signal.SIGHUP, before)
   assert process.stdout.readline() == 'ready\n'
   return process
+
+
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR1])
+def test_other_signals_to_stop(number):
+  process = start_sleeper(grace_seconds=60)
+  process.send_signal(number)
+  wait_for_line(process, f'{number.name}: saving and exiting')
+  assert stop(process, signal.SIGINT)[0] == 128 + signal.SIGINT
+
+
+def test_nohup_is_respected():
+  process = start_sleeper(grace_seconds=60, hangup=signal.SIG_IGN)
+  process.send_signal(signal.SIGHUP)
+  time.sleep(0.5)
+  process.send_signal(signal.SIGTERM)
+  wait_for_line(process, 'SIGTERM: saving')
+  assert stop(process, signal.SIGINT)[0] == 128 + signal.SIGINT
 
 
 def test_a_second_ctrl_c_ends_at_once():

@@ -247,6 +247,27 @@ def test_heads_split_the_channels():
   )
 
 
+@pytest.mark.parametrize(
+    'dtype, tolerance', [('mixed_float16', 0.01), ('mixed_bfloat16', 0.05)]
+)
+def test_sharp_attention_in_half_precision(dtype, tolerance):
+  """Products of query and key near float16's limit of 65,504, and above."""
+  c = 512
+  x = np.random.default_rng(1).normal(size=(1, 8, 8, c)).astype(np.float32)
+  outputs = {}
+  for policy in ('float32', dtype):
+    layer = layers.Attention(c, layers.Settings(dtype=policy, norm_groups=4))
+    layer.build((None, 8, 8, c))
+    # Query and key are alike, so that each pixel attends to itself.
+    for part in (layer.query, layer.key):
+      part.kernel.assign(12 * np.eye(c))
+    layer.value.kernel.assign(np.eye(c))
+    layer.out.kernel.assign(np.eye(c))
+    outputs[policy] = np.float32(layer(tf.cast(x, layer.compute_dtype)))
+  difference = outputs[dtype] - outputs['float32']
+  assert np.sqrt(np.mean(difference**2)) < tolerance
+
+
 def test_heads_by_their_channels():
   settings = layers.Settings(head_channels=4, norm_groups=4)
   assert layers.Attention(8, settings).num_heads == 2

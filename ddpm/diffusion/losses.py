@@ -80,11 +80,12 @@ class Loss:
     process = self.process
     level = process.level(t)
     xt = per_image(level.alpha) * x0 + per_image(level.sigma) * noise
-    c_in, c_skip, c_out = map(per_image, process.preconditioning(level))
-    output, share = process.split(network(c_in * xt, level.time))
+    output, share = process.split(
+        network(per_image(level.c_in) * xt, level.time)
+    )
 
     def bound(output):
-      estimate = c_skip * xt + c_out * output
+      estimate = per_image(level.c_skip) * xt + per_image(level.c_out) * output
       term = variational_bound.bound_term(process, x0, xt, t, estimate, share)
       return process.num_timesteps * term
 
@@ -95,13 +96,12 @@ class Loss:
     if self.loss == 'simple':
       return {'loss': mse}
     if self.loss == 'min_snr':
-      return {'loss': mse * self._min_snr_weight(level)}
+      return {'loss': mse * _min_snr_weight(level, self.min_snr_gamma)}
     vb = bound(tf.stop_gradient(output)) / 1000.0
     return {'loss': mse + vb, 'mse': mse, 'vb': vb}
 
-  def _min_snr_weight(self, level):
-    """min(SNR, gamma) c_out^2: x_0's error is c_out times the network's."""
-    _, _, c_out = self.process.preconditioning(level)
-    snr = (level.alpha / level.sigma) ** 2
-    weight = tf.minimum(snr, tf.cast(self.min_snr_gamma, snr.dtype)) * c_out**2
-    return tf.cast(weight, tf.float32)
+
+def _min_snr_weight(level, gamma):
+  """min(SNR, gamma) c_out^2: x_0's error is c_out times the network's."""
+  snr = (level.alpha / level.sigma) ** 2
+  return tf.minimum(snr, gamma) * level.c_out**2

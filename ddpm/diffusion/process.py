@@ -10,8 +10,9 @@ probabilistic models", unless another paper is named. Timesteps t are integers
 in [0, T): t here is the paper's t - 1, so `alphas_cumprod[t]` is its
 \\bar\\alpha_{t+1}.
 
-Coefficients of a level are float64 and are cast to float32 when they meet an
-image: some, such as 1 - alpha c_skip, would lose all their digits in float32.
+Coefficients of a level are computed in float64 NumPy, or by formulas that keep
+their digits in float32: 1 - alpha c_skip would lose them all. Accelerators
+have no, or slow, float64.
 
 Shapes: images, noise and outputs are float32 [B, H, W, C]; t is [B], int32
 timesteps for `Diffusion` and float32 sigmas for `EDM`.
@@ -59,24 +60,31 @@ PREDICTIONS = {'eps': eps, 'x0': x0, 'v': v, 'edm': edm}
 
 
 class Level(typing.NamedTuple):
-  """How noisy each image is.
+  """How noisy each image is. All are float32 [B].
 
   Attributes:
-    alpha: float64 [B], scale of the image.
-    sigma: float64 [B], standard deviation of the noise.
-    time: float32 [B], the network's time input.
+    alpha: scale of the image.
+    sigma: standard deviation of the noise.
+    time: the network's time input.
+    c_in, c_skip, c_out: its `Preconditioning`.
+    of_x0, of_noise: the network's target is of_x0 x_0 + of_noise noise.
   """
 
   alpha: tf.Tensor
   sigma: tf.Tensor
   time: tf.Tensor
+  c_in: tf.Tensor
+  c_skip: tf.Tensor
+  c_out: tf.Tensor
+  of_x0: tf.Tensor
+  of_noise: tf.Tensor
 
 
 class Steps(typing.NamedTuple):
   """The levels that a sampler visits, noisiest first.
 
   Attributes:
-    alpha, sigma, time: float64 NumPy arrays [N], as in `Level`.
+    alpha, sigma, time: float64 NumPy arrays [N]; see `Level`.
     t: int64 NumPy array [N], numbers of the levels, falling.
   """
 
@@ -92,7 +100,7 @@ class Preconditioning(typing.NamedTuple):
   The network sees c_in x_t; its output F gives x_0 = c_skip x_t + c_out F.
 
   Attributes:
-    c_in, c_skip, c_out: float64, shaped as the level's alpha, or constants.
+    c_in, c_skip, c_out: shaped as the levels' alpha, or constants.
   """
 
   c_in: typing.Any
@@ -118,9 +126,9 @@ class Process:
     """The `Level` of each image's t."""
     raise NotImplementedError
 
-  def preconditioning(self, level):
-    """The `Preconditioning` of a `Level`, or of `Steps`."""
-    c_skip, c_out = PREDICTIONS[self.prediction](level.alpha, level.sigma)
+  def preconditioning(self, alpha, sigma):
+    """The `Preconditioning` of levels; of float64 NumPy arrays, in float64."""
+    c_skip, c_out = PREDICTIONS[self.prediction](alpha, sigma)
     return Preconditioning(1.0, c_skip, c_out)
 
   def q_sample(self, x0, t, noise):
@@ -130,11 +138,7 @@ class Process:
 
   def target(self, x0, level, noise):
     """The network's target F = (x_0 - c_skip x_t) / c_out, x_t substituted."""
-    alpha, sigma, _ = level
-    _, c_skip, c_out = self.preconditioning(level)
-    of_x0 = (1.0 - alpha * c_skip) / c_out
-    of_noise = -sigma * c_skip / c_out
-    return per_image(of_x0) * x0 + per_image(of_noise) * noise
+    return per_image(level.of_x0) * x0 + per_image(level.of_noise) * noise
 
   def denoise(self, network, xt, level):
     """Estimates x_0 from x_t.
@@ -148,9 +152,11 @@ class Process:
     Returns:
       The estimate of x_0, not clipped, and the variance's share as in `split`.
     """
-    c_in, c_skip, c_out = map(per_image, self.preconditioning(level))
-    output, share = self.split(network(c_in * xt, level.time))
-    return c_skip * xt + c_out * output, share
+    output, share = self.split(
+        network(per_image(level.c_in) * xt, level.time)
+    )
+    estimate = per_image(level.c_skip) * xt + per_image(level.c_out) * output
+    return estimate, share
 
   def split(self, output):
     """Splits the network's output into F and the learned variance's share.
@@ -218,13 +224,18 @@ class Diffusion(Process):
     scale = 1000.0 / len(betas) if rescale_timesteps else 1.0
     self._times = scale * np.arange(len(betas))
     self._spacing = spacing
+    alpha, sigma = self._alphas, self._sigmas
+    c_in, c_skip, c_out = self.preconditioning(alpha, sigma)
+    # A row for each field of Level.
+    self._levels = np.float32(
+        np.broadcast_arrays(
+            alpha, sigma, self._times, c_in, c_skip, c_out,
+            (1.0 - alpha * c_skip) / c_out, -sigma * c_skip / c_out,
+        )
+    )  # fmt: skip
 
   def level(self, t):
-    return Level(
-        tf.gather(tf.constant(self._alphas), t),
-        tf.gather(tf.constant(self._sigmas), t),
-        tf.gather(tf.constant(self._times, tf.float32), t),
-    )
+    return Level(*tf.unstack(tf.gather(self._levels, t, axis=1)))
 
   def steps(self, number, *, karras_spacing=False, strength=1.0):
     """The `Steps` of a sampler.
@@ -312,12 +323,17 @@ class EDM(Process):
     self._spacing = spacing
 
   def level(self, t):
-    sigma = tf.cast(t, tf.float64)
-    return Level(tf.ones_like(sigma), sigma, tf.math.log(t) / 4.0)
+    alpha, sigma = tf.ones_like(t), t
+    c_in, c_skip, c_out = self.preconditioning(alpha, sigma)
+    return Level(
+        alpha, sigma, tf.math.log(sigma) / 4.0, c_in, c_skip, c_out,
+        # (1 - c_skip) / c_out and -sigma c_skip / c_out, without cancellation.
+        sigma / self.sigma_data * c_in, -self.sigma_data * c_in,
+    )  # fmt: skip
 
-  def preconditioning(self, level):
-    c_skip, c_out = edm(level.alpha, level.sigma, self.sigma_data)
-    c_in = (level.sigma**2 + self.sigma_data**2) ** -0.5
+  def preconditioning(self, alpha, sigma):
+    c_skip, c_out = edm(alpha, sigma, self.sigma_data)
+    c_in = (sigma**2 + self.sigma_data**2) ** -0.5
     return Preconditioning(c_in, c_skip, c_out)
 
   def steps(self, number, *, karras_spacing=True, strength=1.0):

@@ -246,8 +246,7 @@ def table(process, steps, *, sampler, eta=0.0):
   )
   rows = solver.rows(path, eta)
   zeros = np.zeros(len(rows['t']))
-  calls = steps._replace(**{name: rows[name] for name in steps._fields})
-  of_network = process.preconditioning(calls)._asdict()
+  of_network = process.preconditioning(rows['alpha'], rows['sigma'])._asdict()
   rows |= {name: zeros + column for name, column in of_network.items()}
   return dict.fromkeys(COEFFICIENTS, zeros) | rows
 

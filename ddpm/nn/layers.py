@@ -271,8 +271,10 @@ class Attention(keras.layers.Layer):
         tf.reshape(layer(y), [-1, h * w, heads, width])
         for layer in (self.query, self.key, self.value)
     ]
+    # In half precision, their products would overflow, or lose most digits of
+    # what softmax exponentiates. Scaled as in improved-diffusion.
+    q, k = [tf.cast(part, tf.float32) * width**-0.25 for part in (q, k)]
     logits = tf.einsum('bqnd,bknd->bnqk', q, k)
-    logits = tf.cast(logits, tf.float32) * width**-0.5
     weights = tf.cast(tf.nn.softmax(logits), v.dtype)
     y = tf.einsum('bnqk,bknd->bqnd', weights, v)
     y = x + self.out(tf.reshape(y, [-1, h, w, c]))

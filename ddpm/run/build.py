@@ -16,6 +16,7 @@ from ddpm.diffusion import solvers
 from ddpm.nn import unet
 from ddpm.optim import adam
 from ddpm.optim import ema
+from ddpm.runtime import accelerators
 from ddpm.runtime import devices
 from ddpm.runtime import strategy as strategy_lib
 
@@ -43,6 +44,8 @@ def make_strategy(config):
   if config.deterministic:
     tf.config.experimental.enable_op_determinism()
   name, number = config.distribute.strategy, config.distribute.virtual_devices
+  if not number and name != 'one_device':
+    accelerators.check_gpus('--config.distribute.strategy=one_device')
   machine = devices.this_machine(config.jit_compile)
   if number:
     choice = devices.split(machine, number)

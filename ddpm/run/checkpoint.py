@@ -71,7 +71,7 @@ class Checkpointer:
     if path is None and _was_completed(self._workdir):
       raise UserError(_none_sound(self._workdir))
     if path is not None:
-      reader = tf.train.load_checkpoint(path)
+      reader = _reader(path)
       _check_layout(reader, path, self._layout)
       _check_entries(reader, path, self._state)
       checkpoint = tf.train.Checkpoint(
@@ -105,11 +105,16 @@ class Checkpointer:
           checkpoint, kept, max_to_keep=None
       )
 
-  def save(self, step):
+  def save(self, step, *, leaving=False):
     """Saves the state as the checkpoint of a step, if this process writes.
 
     Waits for the previous save, copies the state to the host and returns. The
     copy is written in the background.
+
+    Args:
+      step: steps done.
+      leaving: whether the process has to exit soon: what it writes to a bucket
+        is not read back, which takes as long as writing it.
 
     Raises:
       UserError: the previous checkpoint could not be written.
@@ -122,7 +127,7 @@ class Checkpointer:
         self._copy,
         self._state.variables(),
     )
-    self._pending = self._thread.submit(self._write, step)
+    self._pending = self._thread.submit(self._write, step, leaving)
 
   def wait(self):
     """Waits until all saves are on disk. Raises as `save` does."""
@@ -134,7 +139,11 @@ class Checkpointer:
     if self._pending is not None and self._pending.done():
       self._pending.result()
 
-  def _write(self, step):
+  def _write(self, step, leaving):
+    callbacks = [_flush, _read_back]
+    # The one before has been read back, and remains.
+    if leaving and '://' in self._workdir and self._keep_last > 1:
+      callbacks.remove(_read_back)
     managers = [self._last]
     if self._keep_every_steps and step % self._keep_every_steps == 0:
       managers.append(self._kept)
@@ -144,7 +153,7 @@ class Checkpointer:
         manager.save(
             checkpoint_number=step,
             options=tf.train.CheckpointOptions(
-                experimental_write_callbacks=[_flush, _read_back]
+                experimental_write_callbacks=callbacks
             ),
         )
 
@@ -259,7 +268,7 @@ def read_weights(path, layout, weights):
       read (a run in progress removes old ones).
   """
   try:
-    reader = tf.train.load_checkpoint(path)
+    reader = _reader(path)
     _check_layout(reader, path, layout)
     name = 'params' if weights == 'raw' else f'ema/{weights}'
     if not reader.has_tensor(_entry(name)):
@@ -325,6 +334,11 @@ def _newest(workdir):
   return 0, None
 
 
+def _reader(path):
+  # `tf.train.load_checkpoint` takes a prefix for a folder on some file systems.
+  return tf.compat.v1.train.NewCheckpointReader(path)
+
+
 def _was_completed(workdir):
   """Whether any save completed; its last act is the file `checkpoint`.
 
@@ -347,7 +361,7 @@ def _damage(path):
   Reads all of it; TensorFlow verifies the checksums.
   """
   try:
-    reader = tf.train.load_checkpoint(path)
+    reader = _reader(path)
     with tf.device('CPU:0'):
       for name, dtype in reader.get_variable_to_dtype_map().items():
         # Unlike the reader, the op does not hold the GIL.

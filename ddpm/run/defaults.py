@@ -148,8 +148,9 @@ def get_config():
   train.keep_last = 3
   # Steps between checkpoints that are kept for good; 0 for none.
   train.keep_every_steps = 100_000
-  # Time from SIGTERM or Ctrl-C to exit, in which the process saves.
-  train.grace_seconds = 30
+  # Time from a signal or a cloud's notice to exit, in which the process saves.
+  # Preemptible machines have some 30 s in all.
+  train.grace_seconds = 20
   # float16 only: the run stops after more consecutive overflows than this.
   train.max_skipped_steps = 50
 

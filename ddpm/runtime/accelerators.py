@@ -25,8 +25,12 @@ def has_tpu(root='/'):
   )
 
 
-def check_gpus(root='/'):
+def check_gpus(cpu_flag, root='/'):
   """Checks that TensorFlow can use this machine's GPUs.
+
+  Args:
+    cpu_flag: by which the user asks for the CPU.
+    root: of the file system.
 
   Raises:
     UserError: it cannot; with TensorFlow's own reason.
@@ -38,8 +42,8 @@ def check_gpus(root='/'):
     return
   raise UserError(
       f'this machine has a GPU, but TensorFlow cannot use it ({_reason()}):'
-      " install TensorFlow's CUDA libraries (pip install -e '.[gpu]'), or"
-      ' train on the CPU with --config.distribute.strategy=one_device'
+      " install TensorFlow's CUDA libraries with pip install -e '.[gpu]', or"
+      f' use the CPU with {cpu_flag}'
   )
 
 

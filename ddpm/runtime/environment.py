@@ -20,6 +20,10 @@ RESTART = 75
 # `platform.machine()` of processors that oneDNN is made for.
 X86 = ('x86_64', 'AMD64')
 
+# Of schedulers and clouds; Ctrl-C; a terminal or ssh that ends; Slurm's usual
+# warning (--signal=USR1).
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
 # What TensorFlow's C++ code says while it is imported.
 _messages = []
 
@@ -37,12 +41,19 @@ def set_variables():
 
 
 def exit_on_signals():
-  """Ends the process at once on SIGTERM or Ctrl-C, with code RESTART.
+  """Ends the process at once on a signal to stop, with code RESTART.
 
   For a program that is still loading, with nothing to save.
   """
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: os._exit(RESTART))
+  on_signals(lambda *_: os._exit(RESTART))
+
+
+def on_signals(handler):
+  """Installs a handler for all signals to stop."""
+  for number in _SIGNALS:
+    # nohup asks to ignore SIGHUP.
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, handler)
 
 
 def import_tensorflow():

@@ -1,4 +1,4 @@
-"""Graceful exit on SIGTERM and Ctrl-C.
+"""Graceful exit on signals, and on notices of clouds.
 
 Python runs signal handlers only between its own bytecodes, and a training loop
 spends almost no time there. So a thread listens instead: it sets a flag that
@@ -13,6 +13,8 @@ import threading
 from absl import logging
 import tensorflow as tf
 
+from ddpm.runtime import environment
+from ddpm.runtime import notices
 from ddpm.runtime.environment import RESTART
 
 # Fraction of the grace period after which the process is forced to exit.
@@ -20,12 +22,13 @@ _PATIENCE = 0.9
 
 
 class StopSignal:
-  """Handles SIGTERM and SIGINT for the rest of the process's life.
+  """Handles signals and notices for the rest of the process's life.
 
   Without a flag there is nothing to save: a signal ends the process at once,
-  with exit code RESTART. With a flag, a signal sets it, and the program must
-  save and exit with that code. If it has not exited when the grace period is
-  nearly over, it is forced to, without saving. A second Ctrl-C ends it at once.
+  with exit code RESTART. With a flag, a signal or a notice sets it, and the
+  program must save and exit with that code. If it has not exited when the
+  grace period is nearly over, it is forced to, without saving. A second Ctrl-C
+  ends it at once.
   """
 
   def __init__(self):
@@ -36,7 +39,7 @@ class StopSignal:
     wakeup.setblocking(False)
     # Python writes the signal number there at once, whatever runs.
     signal.set_wakeup_fd(wakeup.detach())
-    _install_handlers()
+    environment.on_signals(lambda *_: None)
     threading.Thread(target=self._listen, daemon=True).start()
 
   def make_flag(self, grace_seconds):
@@ -50,14 +53,15 @@ class StopSignal:
     """
     self._grace_seconds = grace_seconds
     # Again: TensorFlow's multi-worker service replaces the SIGTERM handler.
-    _install_handlers()
+    environment.on_signals(lambda *_: None)
     with tf.device('CPU:0'):
       self._flag = tf.Variable(0.0, trainable=False)
+    notices.watch(self._stop)
     return self._flag
 
   @property
   def heard(self):
-    """Name of the first signal received, or None."""
+    """Name of the first signal or notice, or None."""
     return self._heard
 
   def _listen(self):
@@ -66,20 +70,23 @@ class StopSignal:
       if self._flag is None:
         os._exit(RESTART)
       if self._heard is None:
-        self._heard = number.name
-        self._flag.assign(1.0)
-        logging.warning(
-            '%s: saving and exiting within %g s (Ctrl-C again: exit at once)',
-            number.name,
-            self._grace_seconds,
-        )
-        last_call = threading.Timer(
-            _PATIENCE * self._grace_seconds, self._leave
-        )
-        last_call.daemon = True
-        last_call.start()
+        self._stop(number.name)
       elif number == signal.SIGINT:
         os._exit(128 + number)
+
+  def _stop(self, reason):
+    if self._heard is not None:
+      return
+    self._heard = reason
+    self._flag.assign(1.0)
+    logging.warning(
+        '%s: saving and exiting within %g s (Ctrl-C again: exit at once)',
+        reason,
+        self._grace_seconds,
+    )
+    last_call = threading.Timer(_PATIENCE * self._grace_seconds, self._leave)
+    last_call.daemon = True
+    last_call.start()
 
   def _leave(self):
     logging.error(
@@ -99,8 +106,3 @@ class NoSignal:
     """A flag that is never set."""
     del grace_seconds
     return 0.0
-
-
-def _install_handlers():
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: None)

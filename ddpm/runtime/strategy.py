@@ -5,6 +5,7 @@ import os
 from absl import logging
 import tensorflow as tf
 
+from ddpm.runtime import accelerators
 from ddpm.runtime import cluster
 from ddpm.runtime import devices as devices_lib
 from ddpm.runtime import workers
@@ -20,8 +21,8 @@ def make_strategy(name, choice):
 
   Args:
     name: one of STRATEGIES. 'auto' is multi_worker if TF_CONFIG names several
-      processes, tpu if TPU_NAME is set, else mirrored over the devices of
-      `choice`, or one_device if that is one.
+      processes, tpu on a TPU VM or if TPU_NAME is set, else mirrored over the
+      devices of `choice`, or one_device if that is one.
     choice: `devices.Choice`: parts of the CPU, or all GPUs.
 
   Returns:
@@ -35,7 +36,7 @@ def make_strategy(name, choice):
     found = cluster.read()
     if found and len(found.tasks) > 1:
       name = 'multi_worker'
-    elif 'TPU_NAME' in os.environ:
+    elif 'TPU_NAME' in os.environ or accelerators.has_tpu():
       name = 'tpu'
   if name == 'multi_worker':
     return _multi_worker()
@@ -72,9 +73,6 @@ def of_this_process(strategy):
   """A strategy of this process's devices, for what it computes by itself."""
   if workers.are_several(strategy):
     return tf.distribute.MirroredStrategy(strategy.extended.worker_devices)
-  if isinstance(strategy, tf.distribute.TPUStrategy):
-    # A TPU cannot read the host's variables in a loop, to hear of a stop.
-    return tf.distribute.OneDeviceStrategy('CPU:0')
   return strategy
 
 
@@ -169,28 +167,39 @@ def _tpu():
     if name != 'local':
       tf.config.experimental_connect_to_cluster(resolver)
     tf.tpu.experimental.initialize_tpu_system(resolver)
-  except (tf.errors.OpError, ValueError, RuntimeError) as e:
+  except (
+      tf.errors.OpError,
+      ValueError,
+      RuntimeError,
+      ImportError,  # of cloud-tpu-client, for a TPU by name
+  ) as e:
     raise UserError(
         f'distribute.strategy is tpu, but no TPU answers as {name!r}'
-        f' ({reason(e)}): run on a Cloud TPU VM with tensorflow-tpu installed,'
-        ' and set TPU_NAME on a slice'
+        f' ({reason(e)}): run on a Cloud TPU VM with tensorflow-tpu installed'
     ) from e
   return tf.distribute.TPUStrategy(resolver)
 
 
-def local_strategy(rows=None, *, virtual_devices=0, jit_compile=None):
-  """All devices of this machine, whatever a run was trained on.
+def local_strategy(
+    rows=None, *, name='auto', virtual_devices=0, jit_compile=None
+):
+  """The devices of this machine, whatever a run was trained on.
 
   Call it before TensorFlow does anything else, and without TF_CONFIG.
 
   Args:
     rows: number of rows to compute; None for many.
+    name: one of STRATEGIES, but for multi_worker. 'auto' takes all devices.
     virtual_devices: split the CPU into this many; 0 for as many as pay.
     jit_compile: see `devices.this_machine`.
   """
+  if not virtual_devices and name != 'one_device':
+    accelerators.check_gpus('--strategy=one_device')
   machine = devices_lib.this_machine(jit_compile)
-  if virtual_devices:
+  if name == 'one_device':
+    choice = devices_lib.one_device(machine)
+  elif virtual_devices:
     choice = devices_lib.split(machine, virtual_devices)
   else:
     choice = devices_lib.for_sampling(machine, rows)
-  return make_strategy('auto', choice)
+  return make_strategy(name, choice)

@@ -9,6 +9,12 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  flags.DEFINE_enum(
+      'strategy',
+      'auto',
+      ['auto', 'one_device', 'mirrored', 'tpu'],
+      'Devices: all GPUs, the TPU or else the CPU; or one device.',
+  )
   flags.DEFINE_string(
       'sampler',
       None,

@@ -110,7 +110,7 @@ def _train(config, workdir, strategy, stop, chief):
         log.images(step, trainer.draw, _grid_path(workdir, step))
 
   if saved != step:
-    checkpoints.save(step)
+    checkpoints.save(step, leaving=stopped)
   checkpoints.wait()
   grids = [os.path.join(workdir, 'grid.png')]
   if _due(step, config.train.sample_every_steps):
@@ -273,7 +273,8 @@ class Trainer:
           ),
           strategy=strategy,
           jit_compile=self._jit_compile,
-          stop=self._stop,
+          # A TPU cannot read the host's variable in a loop.
+          stop=0.0 if devices.kind(strategy) == 'TPU' else self._stop,
       )
     params = self.state.ema[self._sampling_weights].read_value()
     images = np.concatenate(list(self._sampler(params, _GRID_SEEDS)))
