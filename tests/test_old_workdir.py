@@ -49,10 +49,12 @@ def test_a_config_of_a_newer_version_is_refused(tmp_path):
     config_lib.load(str(tmp_path))
 
 
-def test_it_resumes(workdir):
+@pytest.mark.parametrize('devices', [1, 2])
+def test_it_resumes(workdir, devices):
   done = run_program(
       'ddpm.main', f'--config=configs/workdir.py:{workdir}',
       f'--workdir={workdir}', '--config.train.num_steps=8',
+      f'--config.distribute.virtual_devices={devices}',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   lines = (OLD / 'expected_metrics.jsonl').read_text().splitlines()

@@ -9,6 +9,7 @@ from ddpm import rng
 from ddpm.diffusion import losses as losses_lib
 from ddpm.diffusion import noise_levels
 from ddpm.diffusion import process as process_lib
+from ddpm.nn import flat
 from ddpm.optim import adam
 from ddpm.optim import ema
 from ddpm.run import build
@@ -492,3 +493,40 @@ def test_one_replica_told_to_stop_stops_all_after_the_same_step():
   stop.assign(1.0)
   assert trainer.run_until(6)[:2] == (3, True)
   assert trainer.draw() is None
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {
+            'diffusion.schedule': 'edm',
+            'diffusion.prediction': 'edm',
+            'diffusion.timesteps': 'lognormal',
+        },
+        {'diffusion.prediction': 'v', 'diffusion.loss': 'min_snr'},
+        {'diffusion.variance': 'learned_range', 'diffusion.loss': 'hybrid'},
+        {'diffusion.timesteps': 'loss_second_moment'},
+        {'precision': 'mixed_float16'},
+    ],
+)
+def test_accelerators_need_no_float64_and_keep_the_state(settings):
+  """TPUs have no float64; int32 variables stay on the host of a GPU."""
+  config = tiny_config(**settings)
+  model = build.make_model(config)
+  step = step_lib.TrainStep.from_config(config, model, flat.Layout(model))
+  state = step.initial_state(flat.flatten(model.trainable_variables))
+  variables = tf.nest.flatten(state.variables())
+  assert {v.dtype for v in variables} == {tf.float32, tf.int64}
+  for function in (
+      step_lib.compile_gradient(
+          step, state, replica_batch_size=2, jit_compile=True
+      ),
+      step_lib.compile_update(step, state, jit_compile=True),
+  ):
+    used = {
+        tensor.dtype
+        for operation in function.graph.get_operations()
+        for tensor in operation.outputs
+    }
+    assert tf.float32 in used and tf.float64 not in used

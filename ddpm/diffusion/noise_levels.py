@@ -98,7 +98,7 @@ class LossSecondMoment:
     """The last losses of each timestep, and how many there have been."""
     return {
         'losses': tf.zeros([self.num_timesteps, _HISTORY]),
-        'counts': tf.zeros([self.num_timesteps], tf.int32),
+        'counts': tf.zeros([self.num_timesteps], tf.int64),
     }
 
   def probabilities(self, history):
@@ -127,7 +127,8 @@ class LossSecondMoment:
         tf.cast(same & (order[None, :] < order[:, None]), tf.int32), axis=1
     )
     total = tf.reduce_sum(tf.cast(same, tf.int32), axis=1)
-    place = (tf.gather(history['counts'], t) + before) % _HISTORY
+    counts = tf.cast(history['counts'], tf.int32)
+    place = (tf.gather(counts, t) + before) % _HISTORY
     # Of more than 10 losses of one timestep the last 10 stay. The others are
     # written to a row that is dropped, so that no place is written to twice.
     row = tf.where(total - before <= _HISTORY, t, self.num_timesteps)
@@ -135,14 +136,12 @@ class LossSecondMoment:
     table = tf.tensor_scatter_nd_update(
         table, tf.stack([row, place], axis=1), losses
     )
-    counts = tf.tensor_scatter_nd_add(
-        history['counts'], t[:, None], tf.ones_like(t)
-    )
+    counts = tf.tensor_scatter_nd_add(counts, t[:, None], tf.ones_like(t))
     # Bounded, and still telling whether there were 10 and where the oldest is.
     counts = tf.where(
         counts < 2 * _HISTORY, counts, counts % _HISTORY + _HISTORY
     )
-    return {'losses': table[:-1], 'counts': counts}
+    return {'losses': table[:-1], 'counts': tf.cast(counts, tf.int64)}
 
 
 NOISE_LEVELS = {

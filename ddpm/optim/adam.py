@@ -181,7 +181,7 @@ class LossScale:
 
     Args:
       scale: float32 scalar.
-      good_steps: int32 scalar, finite steps since the scale last changed.
+      good_steps: int64 scalar, finite steps since the scale last changed.
       finite: bool scalar, whether this step's gradient was finite.
 
     Returns:
@@ -189,12 +189,13 @@ class LossScale:
     """
     if not self.dynamic:
       return scale, good_steps
-    good_steps = tf.where(finite, good_steps + 1, 0)
+    zero = tf.zeros_like(good_steps)
+    good_steps = tf.where(finite, good_steps + 1, zero)
     grow = good_steps >= self.GROWTH_STEPS
     grown = tf.where(grow, 2.0 * scale, scale)
     return (
         tf.where(finite, grown, tf.maximum(scale / 2.0, 1.0)),
-        tf.where(grow, 0, good_steps),
+        tf.where(grow, zero, good_steps),
     )
 
 

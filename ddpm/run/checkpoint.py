@@ -74,9 +74,9 @@ class Checkpointer:
       reader = _reader(path)
       _check_layout(reader, path, self._layout)
       _check_entries(reader, path, self._state)
-      checkpoint = tf.train.Checkpoint(
-          layout=self._layout_json, **_entries(self._state.variables())
-      )
+      entries = _entries(self._state.variables())
+      _restore_counters(reader, entries)
+      checkpoint = tf.train.Checkpoint(layout=self._layout_json, **entries)
       status = checkpoint.read(path).assert_existing_objects_matched()
       # The manager's save counter has no counterpart here.
       status.expect_partial()
@@ -305,7 +305,29 @@ def _entry(name):
 def _entries(state):
   """The state's dict, with the entry names of checkpoints since version 1."""
   state = dict(state)
-  return {'memory': state.pop('loss_history'), **state}
+  return {'memory': dict(state.pop('loss_history')), **state}
+
+
+def _places(entries):
+  """Where each variable is in `_entries`: its dict and key there, by name."""
+  places = {}
+  for name, value in entries.items():
+    if isinstance(value, dict):
+      places |= {f'{name}/{key}': (value, key) for key in value}
+    else:
+      places[name] = (entries, name)
+  return places
+
+
+def _restore_counters(reader, entries):
+  """Restores what older versions saved as int32, and drops it from entries."""
+  dtypes = reader.get_variable_to_dtype_map()
+  for name, (group, key) in _places(entries).items():
+    variable = group[key]
+    if dtypes[_entry(name)] != variable.dtype:
+      saved = reader.get_tensor(_entry(name))
+      variable.assign(tf.cast(saved, variable.dtype))
+      del group[key]
 
 
 def _list(workdir):
@@ -448,16 +470,10 @@ def _check_layout(reader, path, layout):
 
 def _check_entries(reader, path, state):
   """Raises UserError if a checkpoint lacks part of the state."""
-  entries = {}
-  for name, value in _entries(state.variables()).items():
-    if isinstance(value, dict):
-      entries |= {f'{name}/{key}': v for key, v in value.items()}
-    else:
-      entries[name] = value
   shapes = reader.get_variable_to_shape_map()
   differ = []
-  for name, variable in entries.items():
-    shape = shapes.get(_entry(name))
+  for name, (group, key) in _places(_entries(state.variables())).items():
+    variable, shape = group[key], shapes.get(_entry(name))
     if shape is None:
       differ.append(f'it has no {name}')
     elif list(shape) != variable.shape.as_list():

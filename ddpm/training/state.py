@@ -14,7 +14,8 @@ class State:
   Every replica holds a copy and makes the same update to it, from the same
   all-reduced gradient. To TensorFlow each is a variable synchronised on read,
   of which the first copy counts: replicas need no merge to write it, it is
-  saved once, and restored to every replica of any strategy.
+  saved once, and restored to every replica of any strategy. None is int32:
+  TensorFlow would keep it in the host's memory, and a GPU wait for it.
 
   Attributes:
     step: int64 scalar, steps done.
@@ -25,8 +26,8 @@ class State:
     quartiles: float32 [terms + 1, 4], sums of the loss terms since the last
       logged step, by quartile of t; the last row counts them.
     loss_scale: float32 scalar, 1 unless the precision is float16.
-    good_steps: int32 scalar, finite steps since the loss scale last changed.
-    skipped_steps: int32 scalar, the latest steps in a row whose gradient was
+    good_steps: int64 scalar, finite steps since the loss scale last changed.
+    skipped_steps: int64 scalar, the latest steps in a row whose gradient was
       not finite. Such a step changes no weight.
 
   Args:
@@ -49,8 +50,8 @@ class State:
     self.loss_history = tf.nest.map_structure(_variable, loss_history or {})
     self.quartiles = _variable(tf.zeros([num_terms + 1, 4]))
     self.loss_scale = _variable(tf.constant(loss_scale))
-    self.good_steps = _variable(tf.zeros([], tf.int32))
-    self.skipped_steps = _variable(tf.zeros([], tf.int32))
+    self.good_steps = _variable(tf.zeros([], tf.int64))
+    self.skipped_steps = _variable(tf.zeros([], tf.int64))
 
   def variables(self):
     """The variables as a nest: a dict that mirrors the attributes."""

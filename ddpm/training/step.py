@@ -297,7 +297,8 @@ class TrainStep:
     new['loss_scale'], new['good_steps'] = self.loss_scale.update(
         state['loss_scale'], state['good_steps'], finite
     )
-    new['skipped_steps'] = tf.where(finite, 0, state['skipped_steps'] + 1)
+    skipped = state['skipped_steps'] + 1
+    new['skipped_steps'] = tf.where(finite, tf.zeros_like(skipped), skipped)
     new['step'] = step + 1
     metrics = {
         'step': new['step'],
