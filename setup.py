@@ -1,6 +1,6 @@
 """Installs ddpm: `pip install -e .`.
 
-Extras: `gpu`, `tensorboard`, `efficientnet`, `test`, `oracle`.
+Extras: `gpu`, `tensorboard`, `efficientnet`, `aot`, `test`, `oracle`.
 """
 
 import os
@@ -28,6 +28,7 @@ setuptools.setup(
     package_data={
         'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE'],
         'ddpm.metrics.extractors': ['mnist.npy'],
+        'ddpm.runtime': ['gpus/*.txtpb'],
     },
     python_requires='>=3.11,<3.14',
     install_requires=[
@@ -61,6 +62,20 @@ setuptools.setup(
         'gpu': ['tensorflow[and-cuda]>=2.20,<2.22'],
         # To view WORKDIR/tensorboard; not needed to write it.
         'tensorboard': ['tensorboard>=2.19,<3'],
+        # Compilers of TPUs and GPUs, for --compile_for: libtpu and XLA's, which
+        # JAX runs without a device, by private functions: pinned. 3 GB.
+        'aot': [
+            'jax==0.10.2',
+            'libtpu==0.0.52',
+            'jax-cuda12-plugin==0.10.2',
+            'jax-cuda12-pjrt==0.10.2',
+            # What that compiler calls: ptxas, its libraries and headers.
+            'nvidia-cuda-nvcc-cu12==12.9.86',
+            'nvidia-cuda-cupti-cu12==12.9.79',
+            'nvidia-cuda-nvrtc-cu12==12.9.86',
+            'nvidia-cuda-runtime-cu12==12.9.79',
+            'nvidia-nvjitlink-cu12==12.9.86',
+        ],
         # For ddpm.evaluate --features=efficientnet.
         'efficientnet': [EFFICIENTNET],
         # The independent implementation for tests/test_diffusers.py. If

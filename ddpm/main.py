@@ -12,6 +12,7 @@ from etils import epy
 from ml_collections import config_flags
 
 from ddpm.runtime import program
+from ddpm.runtime import targets
 from ddpm.runtime import topology as topology_lib
 from ddpm.runtime.errors import UserError
 
@@ -23,6 +24,7 @@ with epy.lazy_imports():
   from ddpm.run import config as config_lib
   from ddpm.runtime import files
   from ddpm.runtime import preemption
+  from ddpm.training import aot
   from ddpm.training import cost as cost_lib
   from ddpm.training import trainer as trainer_lib
 
@@ -44,6 +46,12 @@ def define_flags():
       None,
       'With --dry_run: predict a step on 8xh100, 32x8xa100 or v5e-256 instead.',
   )
+  flags.DEFINE_string(
+      'compile_for',
+      None,
+      'With --dry_run: compile the step for h100, a100 (8 of them), h100:1 or'
+      ' v5e:2x2 instead, on this machine.',
+  )
 
 
 def check_flags():
@@ -57,6 +65,13 @@ def check_flags():
     if not FLAGS.dry_run:
       raise UserError('--topology is a prediction: pass --dry_run with it')
     _topology()
+  if FLAGS.compile_for is not None:
+    if not FLAGS.dry_run or FLAGS.topology is not None:
+      raise UserError(
+          '--compile_for trains nothing: pass --dry_run with it, and no'
+          ' --topology'
+      )
+    _target()
 
 
 def main():
@@ -65,6 +80,9 @@ def main():
   config_lib.validate(config)
   if FLAGS.topology is not None:
     _predict(config, _topology())
+    return
+  if FLAGS.compile_for is not None:
+    _compile(config, _target())
     return
   strategy = build.make_strategy(config)
   if FLAGS.dry_run:
@@ -124,6 +142,47 @@ def _predict(config, topology):
       f'memory: {cost.peak_bytes / 2**30:.2f} GiB peak of'
       f' {topology.device.memory / 2**30:.1f} GiB per device'
   )
+
+
+def _target():
+  try:
+    return targets.parse(FLAGS.compile_for)
+  except ValueError as e:
+    raise UserError(f'--{e}') from e
+
+
+def _compile(config, target):
+  print(f'compiling for {FLAGS.compile_for}, which takes minutes', flush=True)
+  try:
+    step = aot.compile_step(config, target)
+  except aot.TooLarge as e:
+    print(f'train.batch_size={config.train.batch_size} does not fit: {e}')
+    largest = aot.largest_batch_size(config, target)
+    raise UserError(
+        f'config.train.batch_size is {config.train.batch_size}, which does not'
+        f' fit into the memory of {FLAGS.compile_for}: use {largest}, the'
+        ' largest that fits (to 1 in 16), or set train.remat or a larger'
+        ' train.accumulation_steps'
+    ) from e
+  print(f'devices: {step.devices} x {step.kind}')
+  size = config.train.batch_size // step.devices
+  print(f'per-replica batch: {size}')
+  print(
+      f'memory: {step.peak / 2**30:.2f} GiB peak per device,'
+      f' {step.temporary / 2**30:.2f} GiB of it temporary'
+  )
+  if step.flops is None:
+    flops = cost_lib.of_step(config, size).flops
+    print(f'per-replica step: {flops / 1e9:.1f} GFLOP, by the graph')
+    print('memory read and written: not counted by this compiler')
+  else:
+    print(f'per-replica step: {step.flops / 1e9:.1f} GFLOP')
+    print(f'memory read and written: {step.bytes_accessed / 1e9:.2f} GB')
+  sizes = ', '.join(f'{size / 1e6:.1f} MB' for size in step.all_reduces)
+  print(f'all-reduces: {len(step.all_reduces)}' + f' ({sizes})' * bool(sizes))
+  print(f'not updated in place: {", ".join(step.not_aliased) or "nothing"}')
+  print(f'on the host: {", ".join(step.host_ops) or "nothing"}')
+  print(f'compiled in {step.seconds:.0f} s')
 
 
 if __name__ == '__main__':

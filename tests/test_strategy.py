@@ -56,6 +56,7 @@ class Machine:
     )
     patch(tf.config, 'experimental_connect_to_cluster', note('connect'))
     patch(tf.tpu.experimental, 'initialize_tpu_system', note('initialize'))
+    patch(tf.config.experimental, 'set_memory_growth', note('growth'))
     resolvers = tf.distribute.cluster_resolver
     patch(resolvers, 'TPUClusterResolver', lambda tpu: tpu)
     for name, strategy in {
@@ -309,3 +310,18 @@ def test_each_replica_gets_its_element_on_its_device(number):
   (context,) = seen
   assert context.num_replicas_in_sync == number
   assert (context.num_input_pipelines, context.input_pipeline_id) == (1, 0)
+
+
+@pytest.mark.parametrize('growth', [False, True])
+def test_memory_growth(machine, growth):
+  machine.set_gpus(1)
+  config = default.get_config()
+  config.distribute.memory_growth = growth
+  build.make_strategy(config)
+  assert machine.calls == ({'growth': ('gpu', True)} if growth else {})
+
+
+def test_samplers_leave_memory_to_a_training(machine):
+  machine.set_gpus(1)
+  strategy_lib.local_strategy()
+  assert machine.calls == {'growth': ('gpu', True)}

@@ -46,6 +46,8 @@ def make_strategy(config):
   name, number = config.distribute.strategy, config.distribute.virtual_devices
   if not number and name != 'one_device':
     accelerators.check_gpus('--config.distribute.strategy=one_device')
+  if config.distribute.memory_growth:
+    accelerators.grow_memory()
   machine = devices.this_machine(config.jit_compile)
   if number:
     choice = devices.split(machine, number)

@@ -177,5 +177,8 @@ def get_config():
   # float32 | bfloat16, in which replicas exchange gradients. bfloat16 halves
   # the traffic, but rounds: the trajectory depends on the number of replicas.
   distribute.all_reduce_dtype = 'float32'
+  # Take the GPUs' memory as it is needed, so that other programs, such as
+  # ddpm.sample, can run beside the training. It may become fragmented.
+  distribute.memory_growth = False
 
   return config

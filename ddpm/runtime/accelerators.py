@@ -1,5 +1,6 @@
 """Accelerators of this machine, whether TensorFlow can use them or not."""
 
+import contextlib
 import glob
 import os
 import re
@@ -45,6 +46,14 @@ def check_gpus(cpu_flag, root='/'):
       " install TensorFlow's CUDA libraries with pip install -e '.[gpu]', or"
       f' use the CPU with {cpu_flag}'
   )
+
+
+def grow_memory():
+  """Takes the GPUs' memory as it is needed, not all of it at the start."""
+  for gpu in tf.config.list_physical_devices('GPU'):
+    # TensorFlow may have started already, as in a notebook.
+    with contextlib.suppress(RuntimeError):
+      tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def _reason():

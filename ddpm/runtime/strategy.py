@@ -195,6 +195,8 @@ def local_strategy(
   """
   if not virtual_devices and name != 'one_device':
     accelerators.check_gpus('--strategy=one_device')
+  # A run may be training beside it.
+  accelerators.grow_memory()
   machine = devices_lib.this_machine(jit_compile)
   if name == 'one_device':
     choice = devices_lib.one_device(machine)
