@@ -158,10 +158,11 @@ def _compile(config, target):
   except aot.TooLarge as e:
     print(f'train.batch_size={config.train.batch_size} does not fit: {e}')
     largest = aot.largest_batch_size(config, target)
+    best = f'use {largest}, the largest that fits (to 1 in 16),'
     raise UserError(
         f'config.train.batch_size is {config.train.batch_size}, which does not'
-        f' fit into the memory of {FLAGS.compile_for}: use {largest}, the'
-        ' largest that fits (to 1 in 16), or set train.remat or a larger'
+        f' fit into the memory of {FLAGS.compile_for}:'
+        f' {best if largest else "none does;"} or set train.remat or a larger'
         ' train.accumulation_steps'
     ) from e
   print(f'devices: {step.devices} x {step.kind}')

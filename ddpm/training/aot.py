@@ -40,7 +40,6 @@ class Report(typing.NamedTuple):
     not_aliased: names of the parts of the state that are not updated in place.
     host_ops: names of what would run on the host, or wait for it.
     seconds: that compiling took.
-    text: the compiled program.
   """
 
   devices: int
@@ -53,7 +52,6 @@ class Report(typing.NamedTuple):
   not_aliased: list
   host_ops: list
   seconds: float
-  text: str
 
 
 class TooLarge(Exception):
@@ -72,8 +70,8 @@ def compile_step(config, target):
 
   Raises:
     TooLarge: it does not fit into the device's memory.
-    UserError: the extra `aot` is missing, the layout does not exist, or the
-      batch is not divisible.
+    UserError: the extra `aot` is missing, the layout does not exist, the batch
+      is not divisible, or the compiler fails.
   """
   devices = _devices(target)
   lowered, names = lower(config, devices, target.platform)
@@ -83,7 +81,9 @@ def compile_step(config, target):
   except Exception as e:
     if 'RESOURCE_EXHAUSTED' in str(e) or 'Hbm' in str(e):
       raise TooLarge(reason(e)) from e
-    raise
+    raise UserError(
+        f'the compiler of {target.name} failed: {reason(e)[:400]}'
+    ) from e
   seconds = time.monotonic() - began
   report = _report(compiled, names, devices, seconds)
   # The compiler of GPUs does not refuse by itself.
@@ -292,7 +292,6 @@ def _report(compiled, names, devices, seconds):
       not_aliased=_not_aliased(text, names),
       host_ops=_host_ops(text),
       seconds=seconds,
-      text=text,
   )
 
 
