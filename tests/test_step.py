@@ -289,7 +289,7 @@ def test_a_rare_timestep_weighs_more(network):
   levels = noise_levels.LossSecondMoment(20)
   history = {
       'losses': tf.repeat(tf.range(1.0, 21.0)[:, None], 10, axis=1),
-      'counts': tf.fill([20], 10),
+      'counts': tf.fill([20], tf.constant(10, tf.int64)),
   }
   step = make_step(network, noise_levels=levels)
   inputs = inputs_of(network.params, loss_history=history)
