@@ -64,14 +64,14 @@ def check_flags():
   if FLAGS.topology is not None:
     if not FLAGS.dry_run:
       raise UserError('--topology is a prediction: pass --dry_run with it')
-    _topology()
+    _parse(topology_lib, FLAGS.topology)
   if FLAGS.compile_for is not None:
     if not FLAGS.dry_run or FLAGS.topology is not None:
       raise UserError(
           '--compile_for trains nothing: pass --dry_run with it, and no'
           ' --topology'
       )
-    _target()
+    _parse(targets, FLAGS.compile_for)
 
 
 def main():
@@ -79,10 +79,10 @@ def main():
   config = FLAGS.config
   config_lib.validate(config)
   if FLAGS.topology is not None:
-    _predict(config, _topology())
+    _predict(config, _parse(topology_lib, FLAGS.topology))
     return
   if FLAGS.compile_for is not None:
-    _compile(config, _target())
+    _compile(config, _parse(targets, FLAGS.compile_for))
     return
   strategy = build.make_strategy(config)
   if FLAGS.dry_run:
@@ -109,9 +109,9 @@ def _dry_run(config, strategy):
     print(f'memory: {peak / 2**30:.2f} GiB peak resident set')
 
 
-def _topology():
+def _parse(module, value):
   try:
-    return topology_lib.parse(FLAGS.topology)
+    return module.parse(value)
   except ValueError as e:
     raise UserError(f'--{e}') from e
 
@@ -142,13 +142,6 @@ def _predict(config, topology):
       f'memory: {cost.peak_bytes / 2**30:.2f} GiB peak of'
       f' {topology.device.memory / 2**30:.1f} GiB per device'
   )
-
-
-def _target():
-  try:
-    return targets.parse(FLAGS.compile_for)
-  except ValueError as e:
-    raise UserError(f'--{e}') from e
 
 
 def _compile(config, target):

@@ -49,7 +49,7 @@ def test_the_step_is_right_for_an_accelerator(name, target, all_reduces):
   assert 0.02 <= peak < 8 and temporary < peak
   flops = float(said['per-replica step'].split()[0])
   images = int(said['per-replica batch'])
-  # As counted by hand in test_cost.py.
+  # GFLOP per image, as libtpu counts them.
   expected = {'mnist': 0.26, 'cifar10': 33}[name]
   assert flops / images == pytest.approx(expected, rel=0.1)
 
