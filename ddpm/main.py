@@ -124,7 +124,7 @@ def _predict(config, topology):
       flops=cost.flops,
       update_bytes=cost.update_bytes,
       reduced_bytes=cost.reduced_bytes,
-      half_precision=config.precision != 'float32',
+      precision=config.precision,
   )
   print(f'parameters: {cost.parameters}')
   print(f'replicas: {topology.devices}')

@@ -18,7 +18,9 @@ from ddpm.runtime.errors import UserError
 from ddpm.training import state as state_lib
 
 
-def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
+def make_without_restoring(
+    workdir, network, *, decays=(0.9,), writes=True, keep_every=0
+):
   state = state_lib.State(
       network.params, ema_names=[str(decay) for decay in decays]
   )
@@ -30,6 +32,11 @@ def make(workdir, network, *, decays=(0.9,), writes=True, keep_every=0):
       keep_last=2,
       keep_every_steps=keep_every,
   )
+  return state, checkpoints
+
+
+def make(workdir, network, **settings):
+  state, checkpoints = make_without_restoring(workdir, network, **settings)
   return state, checkpoints, checkpoints.restore()
 
 
@@ -156,6 +163,49 @@ def test_a_bucket_is_not_read_back_in_a_hurry(
   assert len(read) == reads
   monkeypatch.undo()
   assert make(workdir, network)[2] == 1
+
+
+@pytest.mark.parametrize('kept', [False, True])
+def test_only_the_writer_reads_to_verify(
+    tmp_path, network, monkeypatch, kept
+):
+  """The others take its word for which checkpoint is sound."""
+  saved(tmp_path, network, 2, 4, 6)
+  directory = tmp_path / 'checkpoints'
+  if kept:
+    (directory / 'kept').mkdir(exist_ok=True)
+    for file in directory.glob('ckpt-4.*'):
+      shutil.move(file, directory / 'kept' / file.name)
+  monkeypatch.setattr(checkpoint, '_newest', None)
+  _, checkpoints = make_without_restoring(tmp_path, network, writes=False)
+  said = []
+
+  def gather(numbers):
+    said.append(numbers)
+    return [[4, int(kept)] if len(said) == 1 else [1], numbers]
+
+  assert checkpoints.restore(gather) == 4
+  assert said[1] == [True]
+  # A folder of its own.
+  _, checkpoints = make_without_restoring(
+      tmp_path / 'other', network, writes=False
+  )
+  said.clear()
+  with pytest.raises(UserError, match='ckpt-4, which the first one has'):
+    checkpoints.restore(gather)
+
+
+def test_that_none_is_sound_is_said_by_every_worker(tmp_path, network):
+  saved(tmp_path, network, 2)
+  for path in (tmp_path / 'checkpoints').glob('ckpt-*'):
+    path.write_bytes(b'damaged')
+  said = []
+  with pytest.raises(UserError, match='none that can be read'):
+    _, checkpoints = make_without_restoring(tmp_path, network, writes=True)
+    checkpoints.restore(lambda numbers: said.append(numbers) or [numbers])
+  _, checkpoints = make_without_restoring(tmp_path, network, writes=False)
+  with pytest.raises(UserError, match='none that can be read'):
+    checkpoints.restore(lambda numbers: [said[0], numbers])
 
 
 def test_only_the_writer_writes(tmp_path, network):

@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from ddpm.run import logs
+from ddpm.runtime import files
 from ddpm.runtime import png
+from ddpm.runtime.errors import UserError
 
 
 def open_writers(path, first_step=0):
@@ -68,6 +71,57 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
   step, plugin, picture = found['samples']
   assert (step, plugin) == (4, 'images')
   assert picture[2].startswith(b'\x89PNG')
+
+
+def test_a_bucket_gets_every_line_and_event_with_the_checkpoints(
+    tmp_path, monkeypatch
+):
+  """Buckets replace whole files: a file per line would be uploaded n times."""
+  workdir = f'ram://{tmp_path.name}'
+  path = f'{workdir}/metrics.jsonl'
+  uploaded = []
+  write = files.write_file
+  monkeypatch.setattr(
+      files, 'write_file',
+      lambda path, data: uploaded.append(len(data)) or write(path, data),
+  )  # fmt: skip
+  log = open_writers(workdir)
+  for step in range(1, 401):
+    log.scalars(step, {'loss': 0.5, 'images_per_second': 1.0})
+    if step % 100 == 0:
+      log.upload()
+  log.images(400, lambda: np.zeros([4, 3, 3, 1], np.uint8))
+  log.close()
+  rows = [json.loads(line) for line in tf.io.gfile.GFile(path)]
+  assert [row['step'] for row in rows] == list(range(1, 401))
+  # With each checkpoint, and at the end.
+  assert len(uploaded) == 5 and uploaded[-1] == tf.io.gfile.stat(path).length
+  found = {}
+  boards = sorted(tf.io.gfile.glob(f'{workdir}/tensorboard/*'))
+  assert len(boards) == 5
+  for record in tf.data.TFRecordDataset(boards):
+    event = tf.compat.v1.Event.FromString(record.numpy())
+    for value in event.summary.value:
+      found.setdefault(value.tag, []).append(event.step)
+  assert found['loss'] == list(range(1, 401)) and found['samples'] == [400]
+  # A start from the checkpoint of step 300.
+  log = open_writers(workdir, first_step=300)
+  log.scalars(301, {'loss': 0.5, 'images_per_second': 1.0})
+  log.close()
+  rows = [json.loads(line) for line in tf.io.gfile.GFile(path)]
+  assert [row['step'] for row in rows] == list(range(1, 302))
+
+
+def test_an_upload_that_fails_is_told(tmp_path, monkeypatch):
+  log = open_writers(f'ram://{tmp_path.name}')
+
+  def fail(path, data):
+    raise UserError(f'{path} cannot be written')
+
+  monkeypatch.setattr(files, 'write_file', fail)
+  log.upload()
+  with pytest.raises(UserError, match=r'metrics\.jsonl cannot be written'):
+    log.upload()
 
 
 def test_grid():

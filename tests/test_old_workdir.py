@@ -39,13 +39,13 @@ def test_a_config_is_written_as_the_new_version(tmp_path):
   config = config_lib.load(str(OLD))
   config_lib.save(config, str(tmp_path))
   fields = json.loads((tmp_path / 'config.json').read_text())
-  assert fields['version'] == 2 and 'remat' not in fields['model']
+  assert fields['version'] == 3 and 'remat' not in fields['model']
   assert config_lib.load(str(tmp_path)) == config
 
 
 def test_a_config_of_a_newer_version_is_refused(tmp_path):
-  (tmp_path / 'config.json').write_text('{"version": 3}')
-  with pytest.raises(UserError, match='it is of version 3, expected at most 2'):
+  (tmp_path / 'config.json').write_text('{"version": 4}')
+  with pytest.raises(UserError, match='it is of version 4, expected at most 3'):
     config_lib.load(str(tmp_path))
 
 

@@ -198,7 +198,7 @@ def test_workers_that_do_not_share_the_workdir_say_so(tmp_path):
   for worker in workers:
     _, said = worker.communicate(timeout=60)
     assert worker.returncode == 1
-    assert 'checkpoints of different steps (0 to 2)' in said
+    assert 'a folder that all of them share' in said
 
 
 def start_sleeper(grace_seconds, hangup=signal.SIG_DFL):

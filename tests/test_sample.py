@@ -91,7 +91,7 @@ def test_draws_what_the_trainer_drew(workdir, drawn):
   told = manifest(drawn)
   assert told['step'] == 4 and told['weights'] == 'ema:0.995'
   assert told['sampler'] == 'ancestral' and told['steps'] == 2
-  assert told['precision'] == 'float32' and told['num_images'] == 64
+  assert told['precision'] == 'tf32' and told['num_images'] == 64
   assert told['config']['train']['batch_size'] == 8
   assert len(told['weights_digest']) == 16
   assert len(told['devices']) == cores.count()
@@ -133,7 +133,7 @@ def test_precision(workdir, tmp_path):
   flags = ['--precision=mixed_bfloat16', '--seeds=0-3']
   draw(workdir, tmp_path, *flags)
   assert manifest(tmp_path)['precision'] == 'mixed_bfloat16'
-  assert manifest(tmp_path)['config']['precision'] == 'float32'
+  assert manifest(tmp_path)['config']['precision'] == 'tf32'
 
 
 def test_a_finished_job_is_not_done_again(workdir, drawn, tmp_path):

@@ -448,6 +448,20 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
   assert float(new['loss_scale']) == (scale / 2 if dynamic else scale)
 
 
+def test_after_too_many_bad_gradients_the_state_is_frozen(network):
+  """The step after them may be finite, and must not hide them."""
+  step, state, update = make_update(network, max_skipped_steps=1)
+  terms, stop = tf.constant([[0.5]]), tf.constant(0.0)
+  bad = step.pack(tf.constant([np.nan, 1.0]), terms, stop)
+  good = step.pack(tf.constant([1.0, 1.0]), terms, stop)
+  state, _ = update(state, bad)
+  state, _ = update(state, bad)
+  assert int(state['skipped_steps']) == int(state['step']) == 2
+  new, metrics = update(state, good)
+  tf.nest.map_structure(np.testing.assert_array_equal, new, state)
+  assert int(metrics['skipped_steps']) == 2
+
+
 def test_per_replica_clip_is_hos():
   """Each replica clips its share to 1/N; the sum is not clipped again."""
   clip = {'optimizer.clip': 'per_replica', 'optimizer.clip_norm': 1e-3}
@@ -491,8 +505,42 @@ def test_one_replica_told_to_stop_stops_all_after_the_same_step():
   trainer = make_trainer(2, stop, **WITHOUT_XLA)
   assert trainer.run_until(2)[:2] == (2, False)
   stop.assign(1.0)
-  assert trainer.run_until(6)[:2] == (3, True)
+  # The loop looks one step late.
+  assert trainer.run_until(8)[:2] == (4, True)
   assert trainer.draw() is None
+
+
+def test_the_loop_goes_on_by_what_the_host_knows(one_device):
+  """A condition on a device's value would make the host wait for each step."""
+  block = next(one_device._make_blocks(0))
+  loop = one_device._loop.get_concrete_function(
+      block, tf.constant(0), tf.constant(1)
+  )
+  (operation,) = [
+      op for op in loop.graph.get_operations() if op.type == 'While'
+  ]
+  library = loop.graph.as_graph_def().library.function
+  condition, body = [
+      next(f for f in library if f.signature.name == name)
+      for name in (operation.get_attr(a).name for a in ('cond', 'body'))
+  ]
+  for node in [operation.node_def, *condition.node_def]:
+    assert node.device.endswith('CPU:0'), node
+  # It depends on counters, and on the metrics (two vectors) before the last.
+  names = [a.name for a in condition.signature.input_arg]
+  used = {i.split(':')[0] for node in condition.node_def for i in node.input}
+  late = [n for n in names if n in used and n.startswith('while_placeholder')]
+  assert len(late) == 3 and 'while_placeholder' in late
+  late.remove('while_placeholder')  # The loop's counter.
+  # The body hands those on, as they came in.
+  for name in late:
+    output = body.signature.output_arg[names.index(name)].name
+    source = body.ret[output].split(':')[0]
+    while source in (nodes := {n.name: n for n in body.node_def}):
+      assert nodes[source].op == 'Identity'
+      source = nodes[source].input[0].split(':')[0]
+    assert source in {a.name for a in body.signature.input_arg}
+    assert source != name
 
 
 @pytest.mark.parametrize(

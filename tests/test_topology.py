@@ -29,7 +29,8 @@ def test_other_names_are_refused(text):
 
 def predict(text, **kwargs):
   cost = {'flops': 1e12, 'update_bytes': 1e9, 'reduced_bytes': 4e8}
-  return topology.predict(topology.parse(text), **(cost | kwargs))
+  precision = {'precision': 'tf32'}
+  return topology.predict(topology.parse(text), **(cost | precision | kwargs))
 
 
 def test_one_device_needs_no_network():
@@ -50,8 +51,17 @@ def test_the_ring_is_as_fast_as_its_slowest_link():
   assert between.efficiency < within.efficiency < 1
 
 
-def test_half_precision_is_faster_where_it_is():
-  full, half = predict('8xh100'), predict('8xh100', half_precision=True)
-  assert full.gradient / half.gradient == pytest.approx(989 / 495)
-  full, half = predict('v5e-8'), predict('v5e-8', half_precision=True)
-  assert full.gradient == half.gradient
+@pytest.mark.parametrize(
+    'text, precision, slowdown',
+    [
+        ('8xh100', 'float32', 989 / 67),
+        ('8xh100', 'tf32', 989 / 495),
+        ('8xh100', 'mixed_float16', 1),
+        ('v5e-8', 'float32', 6),
+        ('v5e-8', 'tf32', 1),
+    ],
+)
+def test_precisions_have_their_own_peaks(text, precision, slowdown):
+  half = predict(text, precision='mixed_bfloat16')
+  full = predict(text, precision=precision)
+  assert full.gradient / half.gradient == pytest.approx(slowdown)

@@ -54,7 +54,7 @@ class Run(reader.Run):
 
   Args:
     workdir: the run's folder.
-    precision: one of `config.PRECISIONS`, or None for the config's.
+    precision: one of `precision.PRECISIONS`, or None for the config's.
   """
 
   def sample(

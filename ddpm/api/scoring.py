@@ -4,7 +4,6 @@ import hashlib
 import os
 
 from absl import logging
-import tensorflow as tf
 
 from ddpm.metrics import evaluator
 from ddpm.metrics import extractors
@@ -55,7 +54,6 @@ def score_run(
   Raises:
     UserError: the arguments do not fit the run.
   """
-  compare_exactly()
   config = run.config
   batch_size = device_map.batch_size(strategy, shards.ROWS)
   sampler = sampler_lib.for_run(
@@ -180,6 +178,3 @@ def make_evaluator(
   )
 
 
-def compare_exactly():
-  """Turns off TensorFloat-32: 10-bit mantissas are too coarse for scores."""
-  tf.config.experimental.enable_tensor_float_32_execution(False)

@@ -16,6 +16,7 @@ from ddpm.metrics import names
 from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import npz
+from ddpm.runtime import precision
 from ddpm.runtime import shards
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
@@ -102,7 +103,9 @@ class Features:
 
   def _make(self, start, stop):
     images = self.source.read(start, stop)
-    outputs = list(self._run(self._extractor.weights, images))
+    # 10 bits of mantissa are too coarse for scores.
+    with precision.exact_products():
+      outputs = list(self._run(self._extractor.weights, images))
     arrays = {
         name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]
     }

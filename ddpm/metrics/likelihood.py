@@ -11,6 +11,7 @@ from ddpm.diffusion import variational_bound
 from ddpm.nn.guidance import guided_network
 from ddpm.run import build
 from ddpm.runtime import device_map
+from ddpm.runtime import precision
 from ddpm.runtime import shards
 
 
@@ -61,8 +62,9 @@ class BitsPerDim:
       if source.labels is not None:
         labels = source.labels[start:stop]
       images = source.read(start, stop)
-      values = self._run(params, images, numbers, labels)
-      return {'bpd': np.concatenate(list(values))}
+      with precision.exact_products():
+        values = list(self._run(params, images, numbers, labels))
+      return {'bpd': np.concatenate(values)}
 
     kept = shards.Shards(
         os.path.join(directory, f'bpd_{source.identity[:8]}'),

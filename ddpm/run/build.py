@@ -18,19 +18,21 @@ from ddpm.optim import adam
 from ddpm.optim import ema
 from ddpm.runtime import accelerators
 from ddpm.runtime import devices
+from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
 
 
 def make_model(config):
   """The U-Net of a config, with its initial weights, on the host.
 
-  The weights are a function of the seed, the same on every worker.
+  The weights are a function of the seed, the same on every worker. TensorFlow
+  is set to the config's precision, for the whole process.
   """
   keras.utils.set_random_seed(config.seed % 2**32)
   with tf.device('CPU:0'):
     return unet.UNet(
         image_size=config.data.image_size,
-        dtype=config.precision,
+        dtype=precision.use(config.precision),
         null_class=config.train.label_dropout > 0,
         learned_variance=config.diffusion.variance == 'learned_range',
         remat=config.train.remat,

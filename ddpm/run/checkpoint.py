@@ -25,6 +25,9 @@ from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 
+# Instead of a step.
+_NONE, _NONE_SOUND = -1, -2
+
 
 class Checkpointer:
   """Saves and restores a `state.State`.
@@ -55,21 +58,26 @@ class Checkpointer:
     self._thread = futures.ThreadPoolExecutor(1)
     self._pending = None
 
-  def restore(self):
+  def restore(self, gather=None):
     """Restores the newest checkpoint that verifies, on this worker.
 
-    Call it on every worker, before `save`.
+    Call it on every worker, before `save`. Only the one that writes verifies,
+    which reads all of a checkpoint; the others take its word.
+
+    Args:
+      gather: function from this worker's list of integers to the list of all
+        workers' lists, the writing one's first: `workers.gather`. None if
+        there are no others.
 
     Returns:
       The checkpoint's step, or 0 if there is none.
 
     Raises:
       UserError: there are checkpoints but none verifies, or the newest that
-        does is of another model or lacks part of the state.
+        does is of another model or lacks part of the state; or the workers do
+        not share the workdir.
     """
-    step, path = _newest(self._workdir)
-    if path is None and _was_completed(self._workdir):
-      raise UserError(_none_sound(self._workdir))
+    step, path = self._agreed(gather)
     if path is not None:
       reader = _reader(path)
       _check_layout(reader, path, self._layout)
@@ -83,6 +91,29 @@ class Checkpointer:
     if self._writes:
       self._prepare_to_write(step)
     return step
+
+  def _agreed(self, gather):
+    """Step and path of the checkpoint to restore, else 0 and None."""
+    directories = _directories(self._workdir)
+    verifies = self._writes or gather is None
+    gather = gather or (lambda numbers: [numbers])
+    step, path = _newest(self._workdir) if verifies else (0, None)
+    if path is not None:
+      choice = [step, directories.index(os.path.dirname(path))]
+    else:
+      choice = [_NONE_SOUND if _was_completed(self._workdir) else _NONE, 0]
+    (step, kept), *_ = gather(choice)
+    if step == _NONE_SOUND:
+      raise UserError(_none_sound(self._workdir))
+    if step == _NONE:
+      return 0, None
+    path = os.path.join(directories[kept], f'ckpt-{step}')
+    if not all(map(all, gather([tf.io.gfile.exists(path + '.index')]))):
+      raise UserError(
+          f'some workers have no {path}, which the first one has: the workdir'
+          ' must be a folder that all of them share'
+      )
+    return step, path
 
   def _prepare_to_write(self, step):
     with tf.device('CPU:0'):
@@ -142,7 +173,8 @@ class Checkpointer:
   def _write(self, step, leaving):
     callbacks = [_flush, _read_back]
     # The one before has been read back, and remains.
-    if leaving and '://' in self._workdir and self._keep_last > 1:
+    hurry = leaving and files.is_in_bucket(self._workdir)
+    if hurry and self._keep_last > 1:
       callbacks.remove(_read_back)
     managers = [self._last]
     if self._keep_every_steps and step % self._keep_every_steps == 0:
@@ -406,7 +438,7 @@ def _read_back(path):
 
 def _flush(path):
   """Makes a checkpoint survive a power cut. Buckets do so by themselves."""
-  if '://' in path:
+  if files.is_in_bucket(path):
     return
   directory = os.path.dirname(path)
   for name in [*tf.io.gfile.glob(path + '.*'), directory]:

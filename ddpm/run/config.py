@@ -11,10 +11,9 @@ from ddpm.nn import unet
 from ddpm.run import build
 from ddpm.run import defaults
 from ddpm.runtime import files
+from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
 from ddpm.runtime.errors import UserError
-
-PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
 # These define a run's trajectory, and may not change in a workdir.
 _TRAJECTORY = (
@@ -39,7 +38,7 @@ _LEAST = dict.fromkeys((
 ), 0)  # fmt: skip
 # Allowed strings:
 _CHOICES = {
-    'precision': PRECISIONS,
+    'precision': precision.PRECISIONS,
     'model.resample': unet.RESAMPLES,
     'model.compat.downsample_padding': unet.PADDINGS,
     'model.compat.embedding_order': unet.EMBEDDING_ORDERS,
@@ -50,8 +49,9 @@ _CHOICES = {
     'distribute.all_reduce_dtype': ('float32', 'bfloat16'),
 }
 
-# Of config.json. Version 1 had no number.
-_VERSION = 2
+# Of config.json. Version 1 had no number; up to version 2, precision float32
+# was what tf32 is now.
+_VERSION = 3
 # New names of version 1's settings.
 _RENAMED = {
     'model.downsample_padding': 'model.compat.downsample_padding',
@@ -163,6 +163,8 @@ def load(workdir):
       )
     if version == 1:
       _rename_settings(fields)
+    if version < 3 and fields.get('precision') == 'float32':
+      fields['precision'] = 'tf32'
     config = defaults.get_config().lock()
     config.update(fields)
     return config

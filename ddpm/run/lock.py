@@ -47,7 +47,7 @@ def held(workdir, *, takes):
   if not takes:
     return contextlib.nullcontext()
   path = os.path.join(workdir, 'lock')
-  return _leased(path) if '://' in workdir else _locked(path)
+  return _leased(path) if files.is_in_bucket(workdir) else _locked(path)
 
 
 @contextlib.contextmanager

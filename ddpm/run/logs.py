@@ -1,5 +1,11 @@
-"""Reports of a run: metrics.jsonl, TensorBoard, the terminal."""
+"""Reports of a run: metrics.jsonl, TensorBoard, the terminal.
 
+Local files are written line by line. Buckets can only replace whole files, so
+there the log is uploaded with every checkpoint.
+"""
+
+from concurrent import futures
+import functools
 import json
 import os
 import time
@@ -27,14 +33,17 @@ class Writers:
   """
 
   def __init__(self, workdir, *, first_step, num_steps, batch_size, writes):
-    self._sinks = []
+    self._sinks = self._files = []
+    # One thread, so that uploads are done in order.
+    self._thread = futures.ThreadPoolExecutor(1)
+    self._pending = None
     if writes:
       self._terminal = _Terminal(first_step, num_steps, batch_size)
-      self._sinks = [
+      self._files = [
           _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
           TensorBoard(os.path.join(workdir, 'tensorboard')),
-          self._terminal,
       ]
+      self._sinks = [*self._files, self._terminal]
 
   def estimate(self, step, images_per_second, hindrances):
     """Says how long training will take, and what makes it slow.
@@ -71,7 +80,22 @@ class Writers:
     for path in paths:
       png.write_png(path, png.grid(images))
 
+  def upload(self):
+    """Puts what was reported so far into a bucket, in the background.
+
+    Raises:
+      UserError: what was reported before could not be put there.
+    """
+    self._wait()
+    uploads = [file.upload() for file in self._files]
+    self._pending = self._thread.submit(lambda: [put() for put in uploads])
+
+  def _wait(self):
+    if self._pending is not None:
+      self._pending.result()
+
   def close(self):
+    self._wait()
     for sink in self._sinks:
       sink.close()
 
@@ -80,23 +104,43 @@ class _JsonLines:
   """One JSON object per line. Floats read back equal."""
 
   def __init__(self, path, first_step):
+    self._path = path
+    self._lines = []
     if tf.io.gfile.exists(path):
       with tf.io.gfile.GFile(path) as f:
         lines = f.read().splitlines(keepends=True)
-      files.write_file(path, ''.join(_up_to(lines, first_step)).encode())
-    self._path = path
-    self._file = tf.io.gfile.GFile(path, 'a')
+      self._lines = list(_up_to(lines, first_step))
+      self._put(self._lines)
+    self._file = None
+    if not files.is_in_bucket(path):
+      self._file = tf.io.gfile.GFile(path, 'a')
 
   def scalars(self, step, metrics):
+    line = json.dumps({'step': step, **metrics}) + '\n'
+    if self._file is None:
+      self._lines.append(line)
+      return
     with writing(self._path):
-      self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+      self._file.write(line)
       self._file.flush()
 
   def images(self, step, images, seconds):
     pass
 
+  def upload(self):
+    """Returns the function that uploads what there is now."""
+    if self._file is not None:
+      return lambda: None
+    return functools.partial(self._put, self._lines.copy())
+
+  def _put(self, lines):
+    files.write_file(self._path, ''.join(lines).encode())
+
   def close(self):
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
+    else:
+      self._put(self._lines)
 
 
 def _up_to(lines, last_step):
@@ -115,7 +159,16 @@ class TensorBoard:
   write; here only viewing needs it."""
 
   def __init__(self, directory):
-    self._writer = tf.summary.create_file_writer(directory)
+    self._directory = directory
+    self._writer = self._new_writer()
+
+  def _new_writer(self):
+    if not files.is_in_bucket(self._directory):
+      return tf.summary.create_file_writer(self._directory)
+    # Writes at `upload` only.
+    return tf.summary.create_file_writer(
+        self._directory, max_queue=2**31 - 1, flush_millis=2**31 - 1
+    )
 
   def scalars(self, step, metrics):
     with self._writer.as_default(step=step):
@@ -131,7 +184,19 @@ class TensorBoard:
     metadata = _metadata('images', 'BLOB_SEQUENCE')
     with self._writer.as_default(step=step):
       tf.summary.write('samples', value, metadata=metadata)
-    self._writer.flush()
+    if not files.is_in_bucket(self._directory):
+      self._writer.flush()
+
+  def upload(self):
+    """Returns the function that uploads what there is now, once.
+
+    Flushing would upload the whole file again. So each upload is a file, which
+    TensorBoard reads one after the other.
+    """
+    if not files.is_in_bucket(self._directory):
+      return lambda: None
+    writer, self._writer = self._writer, self._new_writer()
+    return writer.close
 
   def close(self):
     self._writer.close()

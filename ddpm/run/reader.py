@@ -11,6 +11,7 @@ from ddpm.optim import ema
 from ddpm.run import build
 from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
+from ddpm.runtime import precision as precision_lib
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
@@ -28,15 +29,15 @@ class Run:
 
   Args:
     workdir: the run's folder.
-    precision: one of `config.PRECISIONS`, or None for the config's.
+    precision: one of `precision.PRECISIONS`, or None for the config's.
 
   Raises:
     UserError: it holds no run, or an unknown precision.
   """
 
   def __init__(self, workdir, *, precision=None):
-    if precision not in (None, *config_lib.PRECISIONS):
-      expected = ', '.join(config_lib.PRECISIONS)
+    if precision not in (None, *precision_lib.PRECISIONS):
+      expected = ', '.join(precision_lib.PRECISIONS)
       raise BadArgument(
           f'precision is {precision!r}, expected one of: {expected}'
       )

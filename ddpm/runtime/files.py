@@ -38,6 +38,11 @@ def open_atomically(path):
     tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
 
 
+def is_in_bucket(path):
+  """Whether a path is in a bucket, such as gs://name."""
+  return '://' in path
+
+
 def make_writable_folder(path, *, name='the folder'):
   """Makes a folder if it is missing, and checks that it is writable.
 

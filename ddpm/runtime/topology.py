@@ -22,8 +22,9 @@ class Device(typing.NamedTuple):
 
   Attributes:
     half: peak FLOP/s of dense products in bfloat16 or float16.
-    single: the same in float32 as TensorFlow computes it by default: with TF32
-      on GPUs that have it, in bfloat16 on TPUs.
+    tf32: the same in what the precision tf32 is there: TF32 on GPUs that have
+      it, bfloat16 on TPUs.
+    float32: the same in float32; on TPUs as 6 products in bfloat16.
     memory: bytes.
     bandwidth: of the memory, bytes/s.
     link: to the other devices of its host or slice, bytes/s each way.
@@ -32,24 +33,38 @@ class Device(typing.NamedTuple):
   """
 
   half: float
-  single: float
+  tf32: float
+  float32: float
   memory: float
   bandwidth: float
   link: float
   network: float
   tensor_cores: int = 0
 
+  def peak(self, precision):
+    """Peak FLOP/s in one of `precision.PRECISIONS`."""
+    return {'tf32': self.tf32, 'float32': self.float32}.get(
+        precision, self.half
+    )
+
+
+def _tpu(flops, memory, bandwidth, link, tensor_cores):
+  """A TPU; `flops` in bfloat16, the only format that it multiplies in."""
+  return Device(
+      flops, flops, flops / 6, memory, bandwidth, link, link, tensor_cores
+  )
+
 
 DEVICES = {
     # 8 per host, with 1 x 100, 8 x 200 and 8 x 400 Gb/s.
-    'v100': Device(125e12, 15.7e12, 32e9, 0.9e12, 150e9, 12.5e9),
-    'a100': Device(312e12, 156e12, 80e9, 2.04e12, 300e9, 200e9),
-    'h100': Device(989e12, 495e12, 80e9, 3.35e12, 450e9, 400e9),
-    'h200': Device(989e12, 495e12, 141e9, 4.8e12, 450e9, 400e9),
-    'v4': Device(275e12, 275e12, 32e9, 1.23e12, 300e9, 300e9, 2),
-    'v5e': Device(197e12, 197e12, 16e9, 0.82e12, 200e9, 200e9, 1),
-    'v5p': Device(459e12, 459e12, 95e9, 2.77e12, 600e9, 600e9, 2),
-    'v6e': Device(918e12, 918e12, 32e9, 1.64e12, 448e9, 448e9, 1),
+    'v100': Device(125e12, 15.7e12, 15.7e12, 32e9, 0.9e12, 150e9, 12.5e9),
+    'a100': Device(312e12, 156e12, 19.5e12, 80e9, 2.04e12, 300e9, 200e9),
+    'h100': Device(989e12, 495e12, 67e12, 80e9, 3.35e12, 450e9, 400e9),
+    'h200': Device(989e12, 495e12, 67e12, 141e9, 4.8e12, 450e9, 400e9),
+    'v4': _tpu(275e12, 32e9, 1.23e12, 300e9, 2),
+    'v5e': _tpu(197e12, 16e9, 0.82e12, 200e9, 1),
+    'v5p': _tpu(459e12, 95e9, 2.77e12, 600e9, 2),
+    'v6e': _tpu(918e12, 32e9, 1.64e12, 448e9, 1),
 }
 
 
@@ -119,7 +134,7 @@ class Prediction(typing.NamedTuple):
 
 
 def predict(
-    topology, *, flops, update_bytes, reduced_bytes, half_precision=False
+    topology, *, flops, update_bytes, reduced_bytes, precision
 ):
   """Predicts a step.
 
@@ -128,19 +143,18 @@ def predict(
     flops: of a replica's gradient.
     update_bytes: memory that the update reads and writes.
     reduced_bytes: length of the vector that is all-reduced.
-    half_precision: whether products are computed in bfloat16 or float16.
+    precision: of the products, one of `precision.PRECISIONS`.
 
   Returns:
     `Prediction`.
   """
   device, n = topology.device, topology.devices
-  peak = device.half if half_precision else device.single
   network_bytes = 2 * (n - 1) / n * reduced_bytes
   link = device.link
   if topology.hosts > 1:
     link = min(link, device.network)
   return Prediction(
-      gradient=flops / (UTILIZATION * peak),
+      gradient=flops / (UTILIZATION * device.peak(precision)),
       all_reduce=network_bytes / link,
       update=update_bytes / device.bandwidth,
       network_bytes=network_bytes,

@@ -51,6 +51,9 @@ class TrainStep:
     label_dropout: fraction of the images whose class is withheld.
     accumulation_steps: microbatches that a replica's batch is split into,
       computed one by one to save memory.
+    max_skipped_steps: the state is frozen after more steps in a row than this
+      without a finite gradient: the loop, which looks one step late, ends with
+      the state of the step that was one too many.
     log_every_steps: steps over which the losses by quartile are averaged.
     all_reduce_dtype: that replicas exchange gradients in.
   """
@@ -68,12 +71,14 @@ class TrainStep:
   random_flip: bool = False
   label_dropout: float = 0.0
   accumulation_steps: int = 1
+  max_skipped_steps: int = 0
   log_every_steps: int = 1
   all_reduce_dtype: str = 'float32'
 
   @classmethod
   def from_config(cls, config, model, layout):
     """The step of a valid config, for its model."""
+    loss_scale = build.make_loss_scale(config)
     return cls(
         model=model,
         layout=layout,
@@ -81,13 +86,17 @@ class TrainStep:
         noise_levels=build.make_noise_levels(config),
         optimizer=build.make_optimizer(config),
         clip=build.make_clip(config),
-        loss_scale=build.make_loss_scale(config),
+        loss_scale=loss_scale,
         emas=build.make_emas(config),
         seed=config.seed,
         batch_size=config.train.batch_size,
         random_flip=config.data.random_flip,
         label_dropout=config.train.label_dropout,
         accumulation_steps=config.train.accumulation_steps,
+        # Overflowing steps are expected only with a dynamic loss scale.
+        max_skipped_steps=(
+            config.train.max_skipped_steps if loss_scale.dynamic else 0
+        ),
         log_every_steps=config.train.log_every_steps,
         all_reduce_dtype=config.distribute.all_reduce_dtype,
     )
@@ -253,7 +262,7 @@ class TrainStep:
     """The next state.
 
     A gradient that is not finite changes only step, skipped_steps and the loss
-    scale.
+    scale. After too many of them nothing changes any more.
 
     Args:
       state: nest of tensors of `State.read`.
@@ -263,6 +272,7 @@ class TrainStep:
       New state, and the step's metrics, a dict of scalars.
     """
     gradient, terms, stop = self.unpack(packed)
+    frozen = state['skipped_steps'] > self.max_skipped_steps
     # A sum is finite only if all its summands are.
     finite = tf.math.is_finite(tf.reduce_sum(tf.abs(packed)))
     gradient, norm = self.clip.total(gradient)
@@ -292,14 +302,23 @@ class TrainStep:
         'quartiles': quartiles,
     }
     new = tf.nest.map_structure(
-        lambda after, before: tf.where(finite, after, before), new, state
-    )
-    new['loss_scale'], new['good_steps'] = self.loss_scale.update(
+        lambda after, before: tf.where(finite & ~frozen, after, before),
+        new, state,
+    )  # fmt: skip
+    skipped = state['skipped_steps'] + 1
+    loss_scale, good_steps = self.loss_scale.update(
         state['loss_scale'], state['good_steps'], finite
     )
-    skipped = state['skipped_steps'] + 1
-    new['skipped_steps'] = tf.where(finite, tf.zeros_like(skipped), skipped)
-    new['step'] = step + 1
+    counted = {
+        'step': step + 1,
+        'skipped_steps': tf.where(finite, tf.zeros_like(skipped), skipped),
+        'loss_scale': loss_scale,
+        'good_steps': good_steps,
+    }
+    new |= {
+        name: tf.where(frozen, state[name], value)
+        for name, value in counted.items()
+    }
     metrics = {
         'step': new['step'],
         'stop': stop,
@@ -366,10 +385,12 @@ def make_loop(
     *,
     replica_batch_size,
     jit_compile,
-    max_skipped_steps,
     stop,
 ):
   """Makes the function that runs several steps in one call.
+
+  Whether it goes on depends on the step before the last one, so that the host
+  can start a step while the devices still compute the one before it.
 
   Args:
     train_step: `TrainStep`.
@@ -377,8 +398,6 @@ def make_loop(
     strategy: `tf.distribute.Strategy`.
     replica_batch_size: images of one replica.
     jit_compile: whether to compile with XLA.
-    max_skipped_steps: steps in a row without a finite gradient after which
-      the loop ends early.
     stop: scalar variable on the host: if it is not 0, the loops of all workers
       end early, after the same step.
 
@@ -393,6 +412,22 @@ def make_loop(
   )  # fmt: skip
   update = compile_update(train_step, state, jit_compile=jit_compile)
 
+  # Metrics by type, as vectors: few copies to the host.
+  shown = update.structured_outputs[1]
+  groups = [
+      [name for name, x in shown.items() if x.dtype == dtype]
+      for dtype in (tf.int64, tf.float32)
+  ]
+
+  def to_vectors(metrics):
+    return [tf.stack([metrics[name] for name in group]) for group in groups]
+
+  def to_metrics(vectors):
+    return {
+        name: x for group, vector in zip(groups, vectors)
+        for name, x in zip(group, tf.unstack(vector))
+    }  # fmt: skip
+
   def replica_step(block, i, stop):
     tensors = state.read()
     batch = {name: block[name][i] for name in ('image', 'label', 'position')}
@@ -400,33 +435,40 @@ def make_loop(
     packed = train_step.all_reduce(packed)
     new, metrics = update(tensors, packed)
     tf.nest.map_structure(lambda v, x: v.assign(x), state.variables(), new)
-    return metrics
+    return to_vectors(metrics)
 
   def run_step(i, block):
     # Read here, before each step: a device need not see the host's variable.
     now = tf.convert_to_tensor(stop)
-    metrics = strategy.run(replica_step, args=(block, i, now))
-    return tf.nest.map_structure(
-        lambda x: strategy.experimental_local_results(x)[0], metrics
-    )
+    with tf.device(None):  # The strategy's devices.
+      vectors = strategy.run(replica_step, args=(block, i, now))
+    return [strategy.experimental_local_results(v)[0] for v in vectors]
 
-  def may_go_on(i, last, metrics):
-    return (
-        (i < last)
-        & (metrics['stop'] == 0)
-        & (metrics['skipped_steps'] <= max_skipped_steps)
-    )
+  def failed(metrics):
+    return metrics['skipped_steps'] > train_step.max_skipped_steps
 
   def loop(block, first, last):
-    # The metrics before any step: zeros.
-    start = tf.nest.map_structure(
-        lambda x: tf.zeros(x.shape, x.dtype), update.structured_outputs[1]
-    )
-    return tf.while_loop(
-        lambda i, metrics: may_go_on(i, last, metrics),
-        lambda i, _: (i + 1, run_step(i, block)),
-        (first, start),
-    )[1]
+    def may_go_on(i, vectors, vectors_before):
+      before = to_metrics(vectors_before)
+      return (i < last) & (before['stop'] == 0) & ~failed(before)
+
+    def body(i, vectors, vectors_before):
+      return i + 1, run_step(i, block), vectors
+
+    # The loop itself is the host's, so it waits for no device.
+    with tf.device('CPU:0'):
+      # The metrics before any step: zeros.
+      none = to_vectors({n: tf.zeros([], x.dtype) for n, x in shown.items()})
+      _, vectors, vectors_before = tf.while_loop(
+          may_go_on, body, (first, none, none)
+      )
+      metrics, before = to_metrics(vectors), to_metrics(vectors_before)
+      # One more step may have run after the one that failed: it changed
+      # nothing.
+      return {
+          name: tf.where(failed(before), before[name], metrics[name])
+          for name in shown
+      }
 
   return tf.function(loop, autograph=False)
 

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -71,8 +72,9 @@ def _train(config, workdir, strategy, stop, chief):
       keep_last=config.train.keep_last,
       keep_every_steps=config.train.keep_every_steps,
   )
-  step = saved = checkpoints.restore()
-  workers.check_agreement(strategy, step)
+  step = saved = checkpoints.restore(
+      functools.partial(workers.gather, strategy)
+  )
   if chief:
     config_lib.save(config, workdir)
   num_steps = config.train.num_steps
@@ -103,6 +105,7 @@ def _train(config, workdir, strategy, stop, chief):
       metrics['images_per_second'] = trainer.throughput.lap(step)
       log.scalars(step, metrics)
     if _due(step, config.train.checkpoint_every_steps):
+      log.upload()
       checkpoints.save(step)
       saved = step
     if step < num_steps and _due(step, config.train.sample_every_steps):
@@ -166,17 +169,13 @@ class Trainer:
     )
     with strategy.scope():
       self.state = train_step.initial_state(params)
-    # Overflowing steps are expected only with a dynamic loss scale.
-    self._max_skipped_steps = (
-        config.train.max_skipped_steps if train_step.loss_scale.dynamic else 0
-    )
+    self._max_skipped_steps = train_step.max_skipped_steps
     self._loop = step_lib.make_loop(
         train_step,
         self.state,
         strategy,
         replica_batch_size=self.replica_batch_size,
         jit_compile=self._jit_compile,
-        max_skipped_steps=self._max_skipped_steps,
         stop=stop,
     )
     self._sampling_weights = train_step.emas.names[0]

@@ -39,13 +39,6 @@ NETWORKS = {
         'train.batch_size': 16,
     },
 }
-# The config's precision, and whether float32 is multiplied in TF32.
-PRECISIONS = {
-    'float32': ('float32', False),
-    'TF32': ('float32', True),
-    'bfloat16': ('mixed_bfloat16', True),
-    'float16': ('mixed_float16', True),
-}
 XLA = {'on': True, 'off': False}
 _STEPS_PER_CALL = (1, 10, 100)
 _SECONDS = 5.0
@@ -58,7 +51,7 @@ def make_config(network, precision, *, xla, kind):
   config = cifar10.get_config()
   config.update_from_flattened_dict(NETWORKS[network])
   config.data.random_flip = False
-  config.precision = PRECISIONS[precision][0]
+  config.precision = precision
   config.jit_compile = XLA[xla]
   config.train.steps_per_loop = max(_STEPS_PER_CALL)
   if kind == 'TPU':
@@ -66,21 +59,18 @@ def make_config(network, precision, *, xla, kind):
   return config
 
 
-def import_tensorflow(precision):
+def import_tensorflow():
   from ddpm.runtime import environment
 
   environment.import_tensorflow()
   import tensorflow as tf
 
-  tf.config.experimental.enable_tensor_float_32_execution(
-      PRECISIONS[precision][1]
-  )
   return tf
 
 
 def find_devices():
   """Says what there is: its kind, number and name."""
-  tf = import_tensorflow('TF32')
+  tf = import_tensorflow()
   for kind in ('TPU', 'GPU'):
     if found := tf.config.list_physical_devices(kind):
       details = tf.config.experimental.get_device_details(found[0])
@@ -104,7 +94,7 @@ def rates(run_steps, batch_size):
 
 
 def train_ours(network, precision, xla, kind):
-  tf = import_tensorflow(precision)
+  tf = import_tensorflow()
   from ddpm.training import cost
 
   config = make_config(network, precision, xla=xla, kind=kind).lock()
@@ -129,7 +119,7 @@ def train_ours(network, precision, xla, kind):
 
 def losses(network, kind):
   """The first losses and gradient norms of a small batch, in float32."""
-  tf = import_tensorflow('float32')
+  tf = import_tensorflow()
   if kind == 'CPU':
     tf.config.set_visible_devices([], 'GPU')
   config = make_config(network, 'float32', xla='off', kind=kind)
@@ -154,12 +144,14 @@ def train_torch(network, precision, compiled, kind):
   import torch
 
   device = 'cuda' if kind == 'GPU' else 'cpu'
-  tf32 = PRECISIONS[precision][1]
+  tf32 = precision != 'float32'
   torch.backends.cuda.matmul.allow_tf32 = tf32
   torch.backends.cudnn.allow_tf32 = tf32
   torch.backends.cudnn.benchmark = True
   config = make_config(network, precision, xla='off', kind=kind).lock()
-  dtype = {'bfloat16': torch.bfloat16, 'float16': torch.float16}.get(precision)
+  dtype = {
+      'mixed_bfloat16': torch.bfloat16, 'mixed_float16': torch.float16
+  }.get(precision)  # fmt: skip
   trainer = step_benchmark.TorchTrainer(
       config,
       device=device,
@@ -222,7 +214,7 @@ def compare(network, args, kind, number, peaks):
       worker = turns.Worker(__file__, f'{name}:{kind}')
       (result,) = turns.measure([worker], turns=1)
       flops = result.get('flops_per_image', flops)
-      peak = peaks and number_of(name, number) * peak_of(peaks, precision)
+      peak = peaks and number_of(name, number) * peaks.peak(precision)
       best = max(result[f'{n}'] for n in _STEPS_PER_CALL)
       share = f'{flops * best / peak:.1%}' if peak else '-'
       print(
@@ -239,11 +231,6 @@ def number_of(name, number):
   return number if name.startswith('ours') else 1
 
 
-def peak_of(device, precision):
-  """Peak FLOP/s of a device of the catalog, or 0 if that has none for it."""
-  return {'float32': 0, 'TF32': device.single}.get(precision, device.half)
-
-
 def has_torch():
   return all(map(importlib.util.find_spec, ('torch', 'diffusers')))
 
@@ -251,7 +238,9 @@ def has_torch():
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--networks', default='cifar10,256')
-  parser.add_argument('--precisions', default=','.join(PRECISIONS))
+  parser.add_argument(
+      '--precisions', default='float32,tf32,mixed_bfloat16,mixed_float16'
+  )
   parser.add_argument('--xla', default=','.join(XLA))
   parser.add_argument('--on')
   parser.add_argument('--peak')

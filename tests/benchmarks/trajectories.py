@@ -46,7 +46,7 @@ STRATEGIES = {
     'multi_worker, 2 processes': {},
     'TPU path on a CPU': {},
 }
-PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
+PRECISIONS = ('tf32', 'mixed_bfloat16', 'mixed_float16')
 
 
 def run(strategy, precision, steps, workdir):
