@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from support import run_program
+from support import TINY
 
 from ddpm.runtime import cache
 
@@ -76,3 +78,20 @@ def test_an_entry_that_is_damaged_is_compiled_again(tmp_path):
     assert 'Traceback' not in done.stderr and not entry.exists()
     done = compile_in(home)
     assert done.returncode == 0 and done.stderr == '' and entry.exists()
+
+
+@pytest.mark.slow
+def test_one_device_compiles_and_the_others_load(tmp_path):
+  """Eight GPUs would else compile the same at once, on the same cores."""
+  done = run_program(
+      'ddpm.main', *TINY, f'--workdir={tmp_path / "run"}',
+      '--config.train.num_steps=1', '--config.distribute.virtual_devices=4',
+      XDG_CACHE_HOME=str(tmp_path), TF_CPP_MIN_LOG_LEVEL='0',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  # The gradient, the update and the sampler's step.
+  assert len(list(tmp_path.glob('ddpm/xla/*/*'))) == 3
+  # TensorFlow reads an entry as text first, and says so.
+  loaded = done.stderr.count('text-format tensorflow.XlaSerializedCacheEntry')
+  # By three devices of four; the sampler's devices may all have compiled.
+  assert 6 <= loaded <= 9

@@ -48,6 +48,11 @@ def xla_flags():
   return f'--tf_xla_persistent_cache_directory="{path}"'
 
 
+def serves_xla():
+  """Whether XLA keeps and finds its programs in the cache."""
+  return os.environ.get('TF_XLA_FLAGS') == xla_flags()
+
+
 def is_at_fault(error):
   """Whether XLA's cache, and not the program, is the cause of an exception.
 
@@ -55,7 +60,7 @@ def is_at_fault(error):
   and would at every start.
   """
   text = getattr(error, 'message', '')
-  return os.environ.get('TF_XLA_FLAGS') == xla_flags() and (
+  return serves_xla() and (
       _xla_folder() in text or any(each in text for each in _DAMAGED)
   )
 

@@ -4,9 +4,9 @@
   all-reduce  one sum of one vector
   update      (state, packed) -> state                       on each replica
 
-`make_loop` compiles both once, as concrete functions that all replicas call, so
-that tracing and XLA's compilation take no longer for more replicas. The
-all-reduce stays outside, where XLA need not handle it.
+Both are concrete functions that all replicas call, so that tracing and XLA's
+compilation take no longer for more replicas. The all-reduce stays outside,
+where XLA need not handle it.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from ddpm.nn import unet
 from ddpm.optim import adam
 from ddpm.optim import ema
 from ddpm.run import build
+from ddpm.runtime import devices
 from ddpm.training import state as state_lib
 
 # Streams of an example's key: each is one use of randomness.
@@ -378,15 +379,34 @@ def compile_update(train_step, state, *, jit_compile):
   return function.get_concrete_function(_specs(state.read()), packed)
 
 
-def make_loop(
-    train_step,
-    state,
-    strategy,
-    *,
-    replica_batch_size,
-    jit_compile,
-    stop,
-):
+def compile_on_one_device(gradient, update, state, strategy):
+  """Has XLA compile both functions for a strategy's first device.
+
+  Each device would else compile the same, all at once, on the same cores. As it
+  is, the others find the programs in XLA's cache (`runtime.cache`).
+
+  Args:
+    gradient, update: of `compile_gradient` and `compile_update`.
+    state: `State`; it is read only.
+    strategy: `tf.distribute.Strategy`.
+  """
+  first, *others = strategy.extended.worker_devices
+  if not others or devices.kind(strategy) == 'TPU':
+    return
+  (_, stop, batch), _ = gradient.structured_input_signature
+
+  @tf.function(autograph=False)
+  def run(stop, batch):
+    with tf.device(first):
+      tensors = state.read()
+      return update(tensors, gradient(_inputs(tensors), stop, batch))
+
+  run(*tf.nest.map_structure(
+      lambda x: tf.zeros(x.shape, x.dtype), (stop, batch)
+  ))  # fmt: skip
+
+
+def make_loop(train_step, state, strategy, *, gradient, update, stop):
   """Makes the function that runs several steps in one call.
 
   Whether it goes on depends on the step before the last one, so that the host
@@ -396,8 +416,7 @@ def make_loop(
     train_step: `TrainStep`.
     state: its `State`, created in the strategy's scope.
     strategy: `tf.distribute.Strategy`.
-    replica_batch_size: images of one replica.
-    jit_compile: whether to compile with XLA.
+    gradient, update: of `compile_gradient` and `compile_update`.
     stop: scalar variable on the host: if it is not 0, the loops of all workers
       end early, after the same step.
 
@@ -406,12 +425,6 @@ def make_loop(
     `block` holds the batches of several steps, each tensor [K, B, ...]; it runs
     steps first to last - 1 of the block.
   """
-  gradient = compile_gradient(
-      train_step, state, replica_batch_size=replica_batch_size,
-      jit_compile=jit_compile,
-  )  # fmt: skip
-  update = compile_update(train_step, state, jit_compile=jit_compile)
-
   # Metrics by type, as vectors: few copies to the host.
   shown = update.structured_outputs[1]
   groups = [

@@ -18,6 +18,7 @@ from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
 from ddpm.run import lock
 from ddpm.run import logs
+from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import devices
 from ddpm.runtime import hindrances
@@ -170,12 +171,21 @@ class Trainer:
     with strategy.scope():
       self.state = train_step.initial_state(params)
     self._max_skipped_steps = train_step.max_skipped_steps
+    self._gradient = step_lib.compile_gradient(
+        train_step,
+        self.state,
+        replica_batch_size=self.replica_batch_size,
+        jit_compile=self._jit_compile,
+    )
+    self._update = step_lib.compile_update(
+        train_step, self.state, jit_compile=self._jit_compile
+    )
     self._loop = step_lib.make_loop(
         train_step,
         self.state,
         strategy,
-        replica_batch_size=self.replica_batch_size,
-        jit_compile=self._jit_compile,
+        gradient=self._gradient,
+        update=self._update,
         stop=stop,
     )
     self._sampling_weights = train_step.emas.names[0]
@@ -213,6 +223,10 @@ class Trainer:
       last = min(first + event - step, steps_per_loop)
       if not self._compiled:
         last = first + 1  # To log when compiling is done.
+        if self._jit_compile and cache.serves_xla():
+          step_lib.compile_on_one_device(
+              self._gradient, self._update, self.state, self._strategy
+          )
       metrics = self._loop(self._block, tf.constant(first), tf.constant(last))
       step, stopped, metrics = self._check(metrics)
       if not self._compiled:
