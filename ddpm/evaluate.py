@@ -127,7 +127,8 @@ def _score_images(metrics):
         f'{FLAGS.samples} has {len(samples)} images, but --num_samples is'
         f' {count}'
     )
-  real = real_images.RealImages(FLAGS.data, FLAGS.data_dir, samples.shape)
+  settings = {'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}
+  real = real_images.RealImages(FLAGS.data, samples.shape, **settings)
   split = FLAGS.split or 'train'
   scorer = scoring.make_evaluator(
       metrics,

@@ -272,10 +272,11 @@ def _pictures(run):
   if not path:
     return None, None, {}
   shape = run.model.image_shape
-  picture, mask = pictures.read(path, shape), None
+  rule = run.config.data.resize
+  picture, mask = pictures.read(path, shape, rule), None
   fields = {'init_image': path, 'strength': FLAGS.strength}
   if FLAGS.inpaint:
-    mask = pictures.read_mask(FLAGS.mask, path, shape)
+    mask = pictures.read_mask(FLAGS.mask, path, shape, rule)
     fields = {'inpaint': path, 'mask': FLAGS.mask}
   digest = hashlib.sha256(picture)
   if mask is not None:

@@ -6,11 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from support import tiny_config
 import tensorflow as tf
 
 from ddpm.data import catalog
 from ddpm.data import pipeline
+from ddpm.run import config as config_lib
 from ddpm.runtime.errors import UserError
+from ddpm.training import trainer as trainer_lib
 
 
 def indices(step, positions, *, seed=0, n=10, batch_size=4):
@@ -82,7 +85,7 @@ def test_workers_and_resumes_see_the_same_blocks():
 
 
 def test_mnist5k_is_500_of_each_digit():
-  digits = catalog.load('mnist5k', data_dir='', split='train', image_size=28)
+  digits = catalog.load('mnist5k', image_size=28)
   assert digits.images.shape == (5000, 28, 28, 1)
   assert digits.images.dtype == np.uint8 and digits.num_classes == 10
   assert list(np.bincount(digits.labels)) == [500] * 10
@@ -119,6 +122,109 @@ def test_unprepared_data_without_network_is_one_line_at_once(
     catalog.load(
         'tfds:mnist', data_dir=str(tmp_path), split='train', image_size=28
     )
+
+
+@pytest.fixture(scope='module')
+def own_sets(tmp_path_factory):
+  """A folder of small data sets of tensorflow-datasets."""
+  import tensorflow_datasets as tfds
+
+  folder = str(tmp_path_factory.mktemp('tfds'))
+
+  def write(name, features, **columns):
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name, version='1.0.0', data_dir=folder,
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={
+            'train': tf.data.Dataset.from_tensor_slices(columns),
+        },
+    )  # fmt: skip
+
+  ramp = np.arange(256, dtype=np.int64).reshape(4, 8, 8, 1)
+  classes = tfds.features.ClassLabel(num_classes=3)
+  write(
+      'sixteen',
+      {
+          'picture': tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16),
+          'kind': classes,
+      },
+      picture=(ramp * 257).astype(np.uint16),
+      kind=[0, 1, 2, 1],
+  )
+  write(
+      'floats',
+      {'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.float32)},
+      image=(ramp / 255).astype(np.float32),
+  )
+  write(
+      'beyond',
+      {'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.float32)},
+      image=ramp.astype(np.float32),
+  )
+  write(
+      'unlabelled',
+      {
+          'image': tfds.features.Image(shape=(8, 8, 1)),
+          'label': tfds.features.Tensor(shape=(), dtype=np.int64),
+          'class': classes,
+      },
+      **{
+          'image': ramp.astype(np.uint8),
+          'label': [0, 1, 2, 1],
+          'class': [0, -1, 2, -1],
+      },
+  )
+  return folder
+
+
+@pytest.mark.parametrize(
+    'name, keys, classes',
+    [
+        ('sixteen', {'image_key': 'picture', 'label_key': 'kind'}, 3),
+        ('floats', {}, 0),
+        ('unlabelled', {'label_key': 'class'}, 3),
+    ],
+)
+def test_features_of_other_kinds(own_sets, name, keys, classes):
+  loaded = catalog.load(f'tfds:{name}', data_dir=own_sets, image_size=8, **keys)
+  # tensorflow-datasets writes them in its own order.
+  np.testing.assert_array_equal(np.sort(loaded.images.ravel()), np.arange(256))
+  assert loaded.num_classes == classes
+  assert loaded.labels.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    'name, keys, message',
+    [
+        ('sixteen', {}, "no 'image', it has: .*; set data.image_key"),
+        ('floats', {'label_key': 'kind'}, "no 'kind', .*set data.label_key"),
+        ('unlabelled', {'image_key': 'label'}, r'the shape \(\), expected im'),
+        ('beyond', {}, 'an image has values beyond 1'),
+    ],
+)
+def test_other_features_are_one_line(own_sets, name, keys, message):
+  with pytest.raises(UserError, match=message):
+    catalog.load(f'tfds:{name}', data_dir=own_sets, image_size=8, **keys)
+
+
+def test_images_without_a_class(own_sets):
+  config = tiny_config(**{
+      'data.name': 'tfds:unlabelled',
+      'data.data_dir': own_sets,
+      'data.image_size': 8,
+      'data.label_key': 'class',
+      'model.num_classes': 3,
+  })
+  message = r'2 images .* no class, such as number \d, whose label is -1, exp'
+  with pytest.raises(UserError, match=message):
+    trainer_lib._load_data(config)
+  config.data.unlabelled = 'null'
+  with pytest.raises(UserError, match=r'unlabelled is null, which needs'):
+    config_lib.validate(config)
+  config.train.label_dropout = 0.1
+  config_lib.validate(config)
+  # The null class is the one after the last.
+  assert sorted(trainer_lib._load_data(config).labels) == [0, 2, 3, 3]
 
 
 PREPARED = os.environ.get('DDPM_TEST_TFDS', '')

@@ -43,8 +43,6 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
   expected = np.concatenate([IMAGES[::2], IMAGES[1::2]])
   np.testing.assert_array_equal(source.read(0, 10), expected)
   np.testing.assert_array_equal(source.read(4, 6), expected[4:6])
-  turned = sources.Folder(str(tmp_path), order=lambda n: np.arange(n)[::-1])
-  np.testing.assert_array_equal(turned.read(0, 10), expected[::-1])
 
 
 def test_identity_is_that_of_the_images(npz, tmp_path):

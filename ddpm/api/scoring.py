@@ -11,6 +11,7 @@ from ddpm.metrics import likelihood
 from ddpm.metrics import real_images
 from ddpm.metrics import report
 from ddpm.metrics import sources
+from ddpm.run import build
 from ddpm.runtime import device_map
 from ddpm.runtime import shards
 from ddpm.runtime.errors import BadArgument
@@ -60,9 +61,13 @@ def score_run(
       run, **sampling, batch_size=batch_size, strategy=strategy
   )
   name = data or config.data.name
-  real = real_images.RealImages(
-      name, data_dir or config.data.data_dir, run.model.image_shape
-  )
+  settings = build.data_settings(config)
+  del settings['image_size'], settings['channels']
+  if name != config.data.name:
+    settings = {'data_dir': settings['data_dir'], 'resize': settings['resize']}
+  if data_dir:
+    settings['data_dir'] = data_dir
+  real = real_images.RealImages(name, run.model.image_shape, **settings)
   # bpd is for unseen images by default.
   bpd_split = split or 'test'
   split = split or config.data.split

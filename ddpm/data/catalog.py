@@ -1,38 +1,74 @@
 """Loads data sets by name."""
 
 import dataclasses
+import functools
+import hashlib
 import importlib.resources
 import os
 
+from absl import logging
 import numpy as np
 
+from ddpm.data import folder
+from ddpm.data import store
 from ddpm.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """A data set in memory.
+  """A data set.
 
   Attributes:
-    images: uint8 [N, H, W, C].
-    labels: int32 [N]; all 0 if the data set has no labels.
+    images: uint8 [N, H, W, C], in memory or mapped from a file.
+    labels: int32 [N]; all 0 if the data set has no labels; -1 for an image
+      without one.
     num_classes: 0 if the data set has no labels.
+    digest: hash of images and labels; None to compute it when it is needed.
   """
 
   images: np.ndarray
   labels: np.ndarray
   num_classes: int
+  known_digest: str | None = None
+
+  @functools.cached_property
+  def digest(self):
+    """Hash of images and labels."""
+    if self.known_digest:
+      return self.known_digest
+    digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+    digest.update(np.ascontiguousarray(self.labels).data)
+    return digest.hexdigest()
 
 
-def load(name, *, data_dir, split, image_size):
-  """Loads a data set.
+def load(
+    name,
+    *,
+    image_size,
+    channels=None,
+    split='train',
+    data_dir='~/tensorflow_datasets',
+    resize='center_crop',
+    labels='folders',
+    image_key='image',
+    label_key='label',
+    on_error='stop',
+):
+  """Loads a data set, decoding it if this machine has not done so before.
 
   Args:
-    name: 'mnist5k', or 'tfds:NAME' with a name from tensorflow-datasets.
-    data_dir: folder of prepared data sets of tensorflow-datasets.
-    split: 'train', 'test' or in TFDS notation, such as 'train[:1000]'. mnist5k
-      has only 'train'.
+    name: 'mnist5k', 'folder:PATH' or 'tfds:NAME' with a name from
+      tensorflow-datasets.
     image_size: height and width of the images, in pixels.
+    channels: that a folder's images are converted to; None for 3. Other data
+      sets have their own.
+    split: 'train', 'test' or in TFDS notation, such as 'train[:1000]'. mnist5k
+      and folders have only 'train'.
+    data_dir: folder of prepared data sets of tensorflow-datasets.
+    resize: one of `resize.RULES`.
+    labels: of a folder, one of `folder.LABELS`.
+    image_key, label_key: features of a data set of tensorflow-datasets.
+    on_error: 'stop' or 'skip', at a folder's broken images.
 
   Returns:
     `Images`.
@@ -41,23 +77,30 @@ def load(name, *, data_dir, split, image_size):
     UserError: the name or split is unknown, the data is missing or cannot be
       read, or mnist5k with an image_size other than 28.
   """
+  scheme, _, rest = name.partition(':')
   if name == 'mnist5k':
     return _mnist5k(split, image_size)
-  if name.startswith('tfds:'):
+  if scheme == 'folder' and rest:
+    return _folder(
+        rest, split, image_size, channels or 3, resize, labels, on_error
+    )
+  if scheme == 'tfds' and rest:
     # Imported lazily, because the import is slow.
     from ddpm.data import tfds as tfds_images
 
-    return Images(
-        *tfds_images.load(
-            name.removeprefix('tfds:'),
-            data_dir=os.path.expanduser(data_dir),
-            split=split,
-            image_size=image_size,
-        )
+    stored, num_classes = tfds_images.load(
+        rest,
+        data_dir=os.path.expanduser(data_dir),
+        split=split,
+        image_size=image_size,
+        resize=resize,
+        image_key=image_key,
+        label_key=label_key,
     )
+    return Images(stored.images, stored.labels, num_classes, stored.digest)
   raise UserError(
-      f'data set {name!r} is unknown, expected mnist5k or tfds:NAME, such as'
-      ' tfds:mnist'
+      f'data set {name!r} is unknown, expected mnist5k, folder:PATH or'
+      ' tfds:NAME, such as tfds:mnist'
   )
 
 
@@ -74,3 +117,32 @@ def _mnist5k(split, image_size):
   with file.open('rb') as f:
     arrays = np.load(f)
     return Images(arrays['images'], arrays['labels'].astype(np.int32), 10)
+
+
+def _folder(path, split, image_size, channels, resize, labels, on_error):
+  if split != 'train':
+    raise UserError(f'folder:{path} has no split {split!r}, only train')
+  listing = folder.list_images(os.path.expanduser(path), labels)
+
+  def make():
+    for images, good, broken in folder.blocks(
+        listing, height=image_size, width=image_size, channels=channels,
+        rule=resize, on_error=on_error,
+    ):  # fmt: skip
+      yield images, listing.labels[good], len(broken)
+
+  stored = store.keep(
+      ['folder', listing.identity, labels, resize, on_error],
+      make,
+      name=f'folder:{path}',
+      count=len(listing.names),
+      shape=(image_size, image_size, channels),
+  )
+  if stored.broken:
+    logging.warning(
+        'folder:%s: %d of %d images are broken and left out',
+        path, stored.broken, len(listing.names),
+    )  # fmt: skip
+  return Images(
+      stored.images, stored.labels, len(listing.classes), stored.digest
+  )

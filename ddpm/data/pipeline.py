@@ -41,6 +41,15 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
   )
 
 
+def _as_tensor(array):
+  """A tensor on the host, which shares a mapped file's memory."""
+  if not isinstance(array, np.memmap):
+    return tf.constant(array)
+  # TensorFlow crashes on memory that is not aligned to 64 bytes. Mapped files
+  # are.
+  return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
 def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   """One worker's share of all batches, in blocks of steps.
 
@@ -65,7 +74,7 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   local_replicas = (
       context.num_replicas_in_sync // context.num_input_pipelines
   )
-  images = tf.constant(source.images)
+  images = _as_tensor(source.images)
   labels = tf.constant(source.labels)
 
   def part(i):
@@ -93,4 +102,6 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   # There is nothing to tune, and the tuner's thread can hang the end of a run
   # (see `strategy.iterate`).
   options.autotune.enabled = False
+  # Nor to optimize, which would copy the images.
+  options.experimental_optimization.apply_default_optimizations = False
   return dataset.map(part).prefetch(local_replicas).with_options(options)

@@ -1,36 +1,40 @@
-"""Data sets of tensorflow-datasets, loaded into memory as uint8."""
+"""Data sets of tensorflow-datasets."""
 
-import os
 import socket
 import urllib.request
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ddpm.data import resize as resize_lib
+from ddpm.data import store
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
-# The largest share of the host's memory that images may take.
-_MEMORY_SHARE = 0.5
+_BLOCK = 256
 
 
-def load(name, *, data_dir, split, image_size):
+def load(
+    name, *, data_dir, split, image_size, resize, image_key, label_key
+):
   """Loads a data set, downloading it if it is missing.
 
   Args:
     name: name in tensorflow-datasets, such as 'mnist' or 'cifar10'.
     data_dir: folder of prepared data sets.
     split: in TFDS notation.
-    image_size: height and width to crop and resize to, in pixels.
+    image_size: height and width to bring the images to, in pixels.
+    resize: one of `resize.RULES`.
+    image_key: name of the feature that is the image. 16 bits become 8:
+      round(x / 257). Floats must be in [0, 1]: round(255 x).
+    label_key: name of the feature that is the class; 'label' may be missing.
 
   Returns:
-    images uint8 [N, H, W, C], labels int32 [N], number of classes (0 without
-    labels).
+    `store.Stored`, number of classes (0 without labels).
 
   Raises:
     UserError: the name or split is unknown, or the data set cannot be
-      downloaded or read, has no images, or does not fit in memory.
+      downloaded or read, or has no images.
   """
   try:
     builder = tfds.builder(name, data_dir=data_dir)
@@ -40,42 +44,104 @@ def load(name, *, data_dir, split, image_size):
     ) from e
   if not builder.is_prepared():
     _prepare(builder, name, data_dir)
-  if 'image' not in builder.info.features:
-    raise UserError(f'data set {name!r} has no images')
+  features = builder.info.features
+  channels = _channels(name, features, image_key)
+  num_classes = _num_classes(name, features, label_key)
   try:
+    instructions = builder.info.splits[split].file_instructions
     count = builder.info.splits[split].num_examples
   except (KeyError, ValueError) as e:
     splits = ', '.join(builder.info.splits)
     raise UserError(
         f'data set {name!r} has no split {split!r}, it has: {splits}'
     ) from e
-  channels = builder.info.features['image'].shape[-1]
-  _check_memory(name, count * image_size**2 * channels)
-
-  features = builder.info.features
-  num_classes = 0
-  if 'label' in features:
-    num_classes = getattr(features['label'], 'num_classes', 0)
+  if not count:
+    raise UserError(f'the split {split!r} of data set {name!r} has no images')
 
   def example(features):
-    image = _crop_and_resize(features['image'], image_size)
-    return image, features['label'] if num_classes else 0
+    image = resize_lib.fit(
+        _to_8_bits(features[image_key]), image_size, image_size, resize
+    )
+    return image, features[label_key] if num_classes else 0
 
-  images = np.empty([count, image_size, image_size, channels], np.uint8)
-  labels = np.empty([count], np.int32)
-  done = 0
+  def make():
+    try:
+      dataset = builder.as_dataset(split=split, shuffle_files=False)
+      dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+      for block in dataset.batch(_BLOCK).prefetch(2).as_numpy_iterator():
+        yield *block, 0
+    except (tf.errors.OpError, AssertionError) as e:
+      raise UserError(
+          f'data set {name!r} in {data_dir} cannot be read: {reason(e)}'
+      ) from e
+
+  files = [
+      f'{f.filename} {f.skip} {f.take} {_stamp(f.filename)}'
+      for f in instructions
+  ]
+  return store.keep(
+      ['tfds', builder.info.full_name, image_key, label_key, resize, *files],
+      make,
+      name=f'tfds:{name}',
+      count=count,
+      shape=(image_size, image_size, channels),
+  ), num_classes
+
+
+def _stamp(path):
+  """What changes with a file's contents."""
   try:
-    dataset = builder.as_dataset(split=split, shuffle_files=False)
-    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    for image, label in dataset.batch(256).prefetch(2).as_numpy_iterator():
-      images[done : done + len(image)] = image
-      labels[done : done + len(image)] = label
-      done += len(image)
-  except (tf.errors.OpError, AssertionError) as e:
+    stat = tf.io.gfile.stat(path)
+  except tf.errors.OpError:  # Told when it is read.
+    return 'gone'
+  return f'{stat.length} {stat.mtime_nsec}'
+
+
+def _channels(name, features, key):
+  """Channels of the images."""
+  if key not in features:
+    others = ', '.join(features)
     raise UserError(
-        f'data set {name!r} in {data_dir} cannot be read: {reason(e)}'
-    ) from e
-  return images, labels, num_classes
+        f'data set {name!r} has no {key!r}, it has: {others}; set'
+        ' data.image_key to one that is an image'
+    )
+  shape = features[key].shape
+  if len(shape or ()) != 3 or shape[-1] not in (1, 3, 4):
+    raise UserError(
+        f'{key!r} of data set {name!r} has the shape {shape}, expected images'
+        ' [height, width, 1, 3 or 4]: set data.image_key to another'
+    )
+  return shape[-1]
+
+
+def _num_classes(name, features, key):
+  """Number of classes, 0 without labels."""
+  if key not in features:
+    if key == 'label':
+      return 0
+    others = ', '.join(features)
+    raise UserError(
+        f'data set {name!r} has no {key!r}, it has: {others}; set'
+        ' data.label_key to one that is a class'
+    )
+  return getattr(features[key], 'num_classes', None) or 0
+
+
+def _to_8_bits(image):
+  if image.dtype == tf.uint8:
+    return image
+  if image.dtype.is_integer:
+    top, values = 65535, tf.cast(image, tf.float32)
+  else:
+    top, values = 1, tf.cast(image, tf.float32)
+  checks = [
+      tf.debugging.assert_non_negative(values, 'an image has negative values'),
+      tf.debugging.assert_less_equal(
+          values, float(top), f'an image has values beyond {top}'
+      ),
+  ]
+  with tf.control_dependencies(checks):
+    return tf.cast(tf.round(values * (255 / top)), tf.uint8)
 
 
 def _prepare(builder, name, data_dir):
@@ -95,29 +161,3 @@ def _prepare(builder, name, data_dir):
     builder.download_and_prepare()
   except Exception as e:  # Data set scripts may raise anything.
     raise UserError(f'{where}, and preparing it failed: {reason(e)}') from e
-
-
-def _check_memory(name, size):
-  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  if size > _MEMORY_SHARE * total:
-    raise UserError(
-        f'data set {name!r} takes {size / 2**30:.1f} GiB of memory,'
-        f' expected at most half of the {total / 2**30:.1f} GiB here: use a'
-        ' part of it (split train[:10%]) or a smaller image size'
-    )
-
-
-def _crop_and_resize(image, size):
-  """The central square of an image, as uint8 [size, size, C]."""
-  shape = tf.shape(image)
-  side = tf.minimum(shape[0], shape[1])
-  image = tf.image.crop_to_bounding_box(
-      image, (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
-  )
-
-  def resize():
-    resized = tf.image.resize(image, [size, size], antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-
-  image = tf.cond(side == size, lambda: image, resize)
-  return tf.ensure_shape(image, [size, size, None])

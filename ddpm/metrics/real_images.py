@@ -6,7 +6,6 @@ from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.metrics import sources
 from ddpm.runtime import words
-from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 
@@ -18,14 +17,14 @@ class RealImages:
 
   Args:
     name: 'mnist5k', 'tfds:NAME' or 'folder:PATH'.
-    data_dir: data directory of tensorflow-datasets; None for its default.
-    shape: (H, W, C) of the samples, which the images must match.
+    shape: (H, W, C) of the samples. Images of other sizes are resized.
+    **settings: how the data is read: arguments of `catalog.load`.
   """
 
-  def __init__(self, name, data_dir, shape):
+  def __init__(self, name, shape, **settings):
     self._name = name
-    self._data_dir = data_dir or '~/tensorflow_datasets'
     self.shape = tuple(shape)
+    self._settings = settings
     self._splits = {}
 
   def split(self, split):
@@ -40,28 +39,19 @@ class RealImages:
 
   def _load(self, split):
     name, shape = self._name, self.shape
-    if name.startswith('folder:'):
-      if split != 'train':
-        raise BadArgument(
-            f'split is {split}, but {name} has no splits, expected train'
-        )
-      source = sources.Folder(name.removeprefix('folder:'), order=_order)
-    elif name == 'mnist5k' or name.startswith('tfds:'):
-      loaded = catalog.load(
-          name,
-          data_dir=self._data_dir,
-          split=split,
-          image_size=28 if name == 'mnist5k' else shape[0],
-      )
-      source = sources.InMemory(
-          loaded.images,
-          loaded.labels if loaded.num_classes else None,
-          _order(len(loaded.images)),
-      )
-    else:
-      raise BadArgument(
-          f'data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
-      )
+    loaded = catalog.load(
+        name,
+        split=split,
+        image_size=28 if name == 'mnist5k' else shape[0],
+        channels=shape[-1],
+        **self._settings,
+    )
+    source = sources.InMemory(
+        loaded.images,
+        loaded.labels if loaded.num_classes else None,
+        _order(len(loaded.images)),
+        digest=loaded.digest,
+    )
     if tuple(source.shape) != shape:
       raise UserError(
           f'the samples are {words.dimensions(shape)}, but the images of {name}'

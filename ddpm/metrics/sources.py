@@ -12,13 +12,13 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
+from ddpm.data import decode
+from ddpm.data import folder
 from ddpm.runtime import npz
 from ddpm.runtime import shards
 from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
-
-_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
 
 
 class InMemory:
@@ -28,14 +28,17 @@ class InMemory:
     images: uint8 [N, H, W, C].
     labels: int32 [N], or None.
     order: int64 [N]: the source's k-th image is images[order[k]].
+    digest: hash of images and labels, if it is known.
   """
 
-  def __init__(self, images, labels, order):
+  def __init__(self, images, labels, order, digest=None):
     self.shape = images.shape[1:]
     self.labels = None if labels is None else labels[order]
     self._images = images
     self._order = order
-    digest = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    if digest is None:
+      pixels = np.ascontiguousarray(images).data
+      digest = hashlib.sha256(pixels).hexdigest()
     self.identity = f'{digest} {images.shape}'
 
   def __len__(self):
@@ -50,7 +53,6 @@ class Folder:
 
   Args:
     path: of the folder.
-    order: function N -> int64 [N], another order; None to keep it.
 
   Raises:
     UserError: no images, or the first cannot be read.
@@ -58,27 +60,10 @@ class Folder:
 
   labels = None
 
-  def __init__(self, path, order=None):
-    if not tf.io.gfile.isdir(path):
-      raise UserError(f'{path} is not a folder')
-    self._paths = sorted(
-        os.path.join(directory, name)
-        for directory, _, names in tf.io.gfile.walk(path)
-        for name in names
-        if name.lower().endswith(_EXTENSIONS)
-    )
-    if not self._paths:
-      raise UserError(
-          f'{path} has no images: expected files that end in'
-          f' {", ".join(_EXTENSIONS)}'
-      )
-    digest = hashlib.sha256()
-    for file in self._paths:
-      stat = tf.io.gfile.stat(file)
-      digest.update(f'{file} {stat.length} {stat.mtime_nsec}\n'.encode())
-    self.identity = digest.hexdigest()
-    if order:
-      self._paths = [self._paths[i] for i in order(len(self._paths))]
+  def __init__(self, path):
+    listing = folder.list_images(path, 'none')
+    self._paths = [listing.path(i) for i in range(len(listing.names))]
+    self.identity = listing.identity
     self.shape = _decode(self._paths[0]).shape
 
   def __len__(self):
@@ -212,11 +197,11 @@ def samples(path):
 
 def _decode(path):
   try:
-    image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
-  except tf.errors.OpError as e:
-    raise UserError(f'{path} is not an image: {reason(e)}') from e
+    image = folder.read(path, None)
+  except decode.BrokenImage as e:
+    raise UserError(f'{path} is not an image: {e}') from e
   if image.shape[-1] not in (1, 3):
     raise UserError(
         f'{path} has {image.shape[-1]} channels, expected 1 (grey) or 3 (RGB)'
     )
-  return image.numpy()
+  return image

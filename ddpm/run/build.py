@@ -41,6 +41,21 @@ def make_model(config):
     )
 
 
+def data_settings(config):
+  """How a config reads data: arguments of `data.catalog.load`."""
+  data = config.data
+  return {
+      'image_size': data.image_size,
+      'channels': config.model.image_channels,
+      'data_dir': data.data_dir,
+      'resize': data.resize,
+      'labels': data.labels,
+      'image_key': data.image_key,
+      'label_key': data.label_key,
+      'on_error': data.on_error,
+  }
+
+
 def make_strategy(config):
   """The strategy of a config. Make it before TensorFlow does anything else."""
   if config.deterministic:

@@ -7,6 +7,8 @@ import os
 from ml_collections import config_dict
 import tensorflow as tf
 
+from ddpm.data import folder
+from ddpm.data import resize
 from ddpm.nn import unet
 from ddpm.run import build
 from ddpm.run import defaults
@@ -21,8 +23,9 @@ _TRAJECTORY = (
     'train.batch_size', 'train.label_dropout',
 )  # fmt: skip
 
-# The data's folder does not change the data.
-_NOT_TRAJECTORY = ('data.data_dir',)
+# Where the data is does not change the data, nor do broken files that are not
+# there: its hash is checked (`trainer`).
+_NOT_TRAJECTORY = ('data.data_dir', 'data.on_error')
 
 # What no object of `build` checks. Minimum of each number:
 _LEAST = dict.fromkeys((
@@ -39,6 +42,10 @@ _LEAST = dict.fromkeys((
 # Allowed strings:
 _CHOICES = {
     'precision': precision.PRECISIONS,
+    'data.resize': resize.RULES,
+    'data.labels': folder.LABELS,
+    'data.unlabelled': ('refuse', 'null'),
+    'data.on_error': ('stop', 'skip'),
     'model.resample': unet.RESAMPLES,
     'model.compat.downsample_padding': unet.PADDINGS,
     'model.compat.embedding_order': unet.EMBEDDING_ORDERS,
@@ -92,6 +99,7 @@ def validate(config):
       ('ema', build.make_emas),
       ('model', _check_model),
       ('train', _check_label_dropout),
+      ('data', _check_unlabelled),
   ):
     try:
       check(config)
@@ -127,6 +135,14 @@ def _check_label_dropout(config):
     )
   if not dropout < 1:
     raise ValueError(f'label_dropout is {dropout}, expected below 1')
+
+
+def _check_unlabelled(config):
+  if config.data.unlabelled == 'null' and not config.train.label_dropout:
+    raise ValueError(
+        'unlabelled is null, which needs a model trained with and without its'
+        ' classes: set train.label_dropout=0.1, for example'
+    )
 
 
 def save(config, workdir):
@@ -195,13 +211,19 @@ def check_same_trajectory(config, workdir):
   differ = [
       f'{name} {old.get(name)!r} -> {new.get(name)!r}'
       for name in sorted(old | new)
-      if _defines_trajectory(name) and old.get(name) != new.get(name)
+      if _defines_trajectory(name) and not _same(old.get(name), new.get(name))
   ]
   if differ:
     raise UserError(
         f'{workdir} holds a run of another config: {", ".join(differ)}; use'
         ' another workdir, or the values it was started with'
     )
+
+
+def _same(old, new):
+  """Whether a setting is the same; a folder may have moved."""
+  folders = all(str(value).startswith('folder:') for value in (old, new))
+  return folders or old == new
 
 
 def _defines_trajectory(name):

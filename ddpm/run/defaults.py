@@ -25,13 +25,27 @@ def get_config():
   config.jit_compile = config_dict.placeholder(bool)
 
   config.data = data = config_dict.ConfigDict()
-  # mnist5k (ships with the package) | tfds:NAME
+  # mnist5k (ships with the package) | tfds:NAME | folder:PATH of image files,
+  # which are converted to model.image_channels: 1 (grey), 3 (RGB) or 4 (RGBA)
   data.name = 'tfds:cifar10'
+  # Of tensorflow-datasets.
   data.data_dir = '~/tensorflow_datasets'
   data.split = 'train'
-  # Height and width in pixels. Other sizes are center-cropped to a square and
-  # resized.
+  # Height and width in pixels.
   data.image_size = 32
+  # How images of other sizes get there: center_crop | stretch | pad (black)
+  data.resize = 'center_crop'
+  # Classes of a folder's images: folders (its sub-folders, if it has some) |
+  # prefix (file names up to the first underscore) | none
+  data.labels = 'folders'
+  # Names of the image and of the class in a data set of tensorflow-datasets.
+  data.image_key = 'image'
+  data.label_key = 'label'
+  # Images without a class, if the model has classes: refuse | null (train them
+  # as images whose class was dropped; needs train.label_dropout)
+  data.unlabelled = 'refuse'
+  # Broken images of a folder: stop | skip
+  data.on_error = 'stop'
   # Flip each image left to right with probability 1/2.
   data.random_flip = True
 

@@ -17,19 +17,21 @@ from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 
-def start(main, define_flags, check_flags=lambda: None):
+def start(main, define_flags, check_flags=lambda: None, *, commands=()):
   """`absl.app.run`, with one-line error messages.
 
   A `UserError` exits with code 1, an `Interrupted` with RESTART. TensorFlow is
   imported just before `main`: help and wrong flags do not wait for it.
 
   Args:
-    main: function ().
+    main: function () -> exit code, None for 0; or, with commands, a function
+      of the command.
     define_flags: function () that defines the program's flags. They are
       defined here, not on import, so that several programs can be imported
       together.
     check_flags: function () that raises UserError for what is wrong without
       TensorFlow.
+    commands: names, one of which has to be the first argument.
   """
 
   def parse(argv):
@@ -47,12 +49,15 @@ def start(main, define_flags, check_flags=lambda: None):
     logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
     warnings = std_logging.WARNING
     std_logging.getLogger('tensorflow').setLevel(warnings)
-    if len(argv) > 1:
-      _exit(f'unknown argument {argv[1]!r}: flags start with --')
+    chosen = argv[1:2] if commands else []
+    if commands and not set(chosen) & set(commands):
+      _exit(f'expected a command first, one of: {", ".join(commands)}')
+    if rest := argv[1 + len(chosen) :]:
+      _exit(f'unknown argument {rest[0]!r}: flags start with --')
     try:
       check_flags()
       environment.import_tensorflow()
-      main()
+      return main(*chosen)
     except BadArgument as e:
       _exit(f'--{e}')
     except UserError as e:

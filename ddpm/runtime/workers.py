@@ -58,6 +58,23 @@ def gather(strategy, numbers):
   return rows().numpy().tolist()
 
 
+def check_same_data(strategy, digest):
+  """Checks that all workers found the same data.
+
+  Args:
+    strategy: `tf.distribute.Strategy`.
+    digest: of this worker's data, in hexadecimal digits.
+
+  Raises:
+    UserError: they did not.
+  """
+  rows = gather(strategy, [int(digest[:15], 16)])
+  if len({number for (number,) in rows}) > 1:
+    raise UserError(
+        'the workers have different data: give all of them the same files'
+    )
+
+
 @contextlib.contextmanager
 def explained(strategy):
   """Turns the errors of devices and collectives into what to do about them.

@@ -2,14 +2,13 @@
 
 import io
 
-import numpy as np
 from PIL import Image
-from PIL import ImageOps
-import tensorflow as tf
 
+from ddpm.data import decode
+from ddpm.data import folder
+from ddpm.data import resize
 from ddpm.runtime import files
 from ddpm.runtime import words
-from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 # Duration of an animation, and of its last frame.
@@ -21,37 +20,32 @@ _END_SECONDS = 2.0
 _ANIMATION_PIXELS = 1024
 
 
-def read(path, shape):
-  """Reads a picture, cropped and resized to a model's image shape.
+def read(path, shape, rule):
+  """Reads a picture as the images that a model was trained on.
 
   Args:
     path: the file's path, local or in a bucket.
-    shape: (H, W, C) of the model's images; C is 1 or 3.
+    shape: (H, W, C) of the model's images.
+    rule: by which it is resized, one of `resize.RULES`.
 
   Returns:
     uint8 [H, W, C].
 
   Raises:
-    UserError: the file is not a picture, or C is not 1 or 3.
+    UserError: the file is not a picture.
   """
   height, width, channels = shape
-  modes = {1: 'L', 3: 'RGB'}
-  if channels not in modes:
-    raise UserError(
-        f'{path}: the model draws {channels} channels, expected 1 or 3'
-    )
-  picture = _open(path).convert(modes[channels])
-  picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-  return np.asarray(picture).reshape(shape)
+  return resize.fit(_decode(path, channels), height, width, rule).numpy()
 
 
-def read_mask(path, picture_path, shape):
+def read_mask(path, picture_path, shape, rule):
   """Reads a mask: white marks the pixels to repaint.
 
   Args:
     path: the mask's path.
     picture_path: path of the picture, which must have the same size.
     shape: (H, W, C) of the model's images.
+    rule: by which the picture is resized.
 
   Returns:
     bool [H, W, 1].
@@ -59,18 +53,15 @@ def read_mask(path, picture_path, shape):
   Raises:
     UserError: the mask is not a picture, differs in size, or has no white.
   """
-  mask, picture = _open(path), _open(picture_path)
-  if mask.size != picture.size:
+  mask, picture = _decode(path, 1), _decode(picture_path, 1)
+  if mask.shape != picture.shape:
+    sizes = [words.dimensions(x.shape[1::-1]) for x in (mask, picture)]
     raise UserError(
-        f'{path} is {words.dimensions(mask.size)} pixels, but {picture_path} is'
-        f' {words.dimensions(picture.size)}: a mask needs the size of its'
-        ' picture'
+        f'{path} is {sizes[0]} pixels, but {picture_path} is {sizes[1]}: a mask'
+        ' needs the size of its picture'
     )
   height, width, _ = shape
-  mask = ImageOps.fit(
-      mask.convert('L'), (width, height), Image.Resampling.NEAREST
-  )
-  mask = np.asarray(mask)[..., None] >= 128
+  mask = resize.fit(mask, height, width, rule, method='nearest').numpy() >= 128
   if not mask.any():
     raise UserError(f'{path} has no white: paint white what is to be repainted')
   return mask
@@ -98,14 +89,8 @@ def write_animation(path, frames):
   files.write_file(path, file.getvalue())
 
 
-def _open(path):
+def _decode(path, channels):
   try:
-    with tf.io.gfile.GFile(path, 'rb') as f:
-      picture = Image.open(io.BytesIO(f.read()))
-    # Cameras store the orientation as metadata.
-    return ImageOps.exif_transpose(picture)
-  except tf.errors.OpError as e:
-    raise UserError(f'{path} cannot be read: {reason(e)}') from e
-  except (OSError, SyntaxError, ValueError,
-          Image.DecompressionBombError) as e:  # fmt: skip
-    raise UserError(f'{path} is not a picture, or damaged') from e
+    return folder.read(path, channels)
+  except decode.BrokenImage as e:
+    raise UserError(f'{path} cannot be read as a picture: {e}') from e

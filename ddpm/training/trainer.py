@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -18,6 +19,7 @@ from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
 from ddpm.run import lock
 from ddpm.run import logs
+from ddpm.run import provenance
 from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import devices
@@ -65,6 +67,9 @@ def _train(config, workdir, strategy, stop, chief):
     config_lib.check_same_trajectory(config, workdir)
   flag = stop.make_flag(config.train.grace_seconds)
   trainer = Trainer(config, strategy, flag)
+  workers.check_same_data(strategy, trainer.data['digest'])
+  if checkpoint.any_in(workdir):
+    provenance.check_same_data(workdir, **trainer.data)
   checkpoints = checkpoint.Checkpointer(
       workdir,
       trainer.state,
@@ -78,6 +83,7 @@ def _train(config, workdir, strategy, stop, chief):
   )
   if chief:
     config_lib.save(config, workdir)
+    provenance.write(workdir, **trainer.data)
   num_steps = config.train.num_steps
   log = logs.Writers(
       workdir,
@@ -138,6 +144,7 @@ class Trainer:
     layout: `flat.Layout` of the model.
     replica_batch_size: images of one replica in a step.
     devices: what trains, '2 CPU devices x 32 images, oneDNN'.
+    data: what it trains on: name, number of images and their digest.
     throughput: `Throughput`.
 
   Args:
@@ -162,6 +169,11 @@ class Trainer:
         strategy, self.replica_batch_size, jit_compile=self._jit_compile
     )
     self._source = _load_data(config)
+    self.data = {
+        'name': config.data.name,
+        'images': len(self._source.images),
+        'digest': self._source.digest,
+    }
     self._model = build.make_model(config)
     self.layout = flat.Layout(self._model)
     params = flat.flatten(self._model.trainable_variables)
@@ -379,25 +391,39 @@ def replica_batch_size(config, replicas):
 
 
 def _load_data(config):
+  name = config.data.name
   source = catalog.load(
-      config.data.name,
-      data_dir=config.data.data_dir,
-      split=config.data.split,
-      image_size=config.data.image_size,
+      name, split=config.data.split, **build.data_settings(config)
   )
   channels = source.images.shape[-1]
   if channels != config.model.image_channels:
     raise UserError(
         f'config.model.image_channels is {config.model.image_channels}, but the'
-        f' images of {config.data.name} have {channels}'
+        f' images of {name} have {channels}'
     )
   classes = config.model.num_classes
-  if classes and classes != source.num_classes:
+  if not classes:
+    return source
+  if classes != source.num_classes:
     raise UserError(
-        f'config.model.num_classes is {classes}, but {config.data.name} has'
+        f'config.model.num_classes is {classes}, but {name} has'
         f' {source.num_classes}'
     )
-  return source
+  labels = source.labels
+  if config.data.unlabelled == 'null':
+    labels = np.where(labels == -1, classes, labels)
+    least, most = 0, classes
+  else:
+    least, most = 0, classes - 1
+  wrong = (labels < least) | (labels > most)
+  if wrong.any():
+    i = int(wrong.argmax())
+    raise UserError(
+        f'{wrong.sum():,} images of {name} have no class, such as number {i},'
+        f' whose label is {labels[i]}, expected 0 to {classes - 1}: use another'
+        ' split, or data.unlabelled=null with train.label_dropout'
+    )
+  return dataclasses.replace(source, labels=labels)
 
 
 def _not_finite(step, metrics):

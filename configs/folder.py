@@ -1,0 +1,69 @@
+"""Your own images: a folder of files, with a sub-folder per class or without.
+
+  python -m ddpm.data check --data=folder:PATH
+  python -m ddpm.main --config=configs/folder.py:PATH --workdir=runs/mine
+
+Takes the size (32, 64, 128 or 256), whether there is color, and the classes
+from the images; see `ddpm.data.folder.suggest`. A network of middle size, with
+the schedule and the prediction of configs/mnist5k.py. Not tuned: results depend
+on the images. For a CPU: --config.data.image_size=32 --config.model.channels=32
+"""
+
+import os
+
+from absl import flags
+from etils import epy
+
+from configs import default
+from ddpm.runtime import environment
+from ddpm.runtime.errors import UserError
+
+with epy.lazy_imports():
+  from ddpm.data import folder
+
+# Channels of each resolution, in `model.channels`, by size.
+_MULTIPLIERS = {
+    32: (1, 2, 2),
+    64: (1, 2, 2, 2),
+    128: (1, 1, 2, 2, 2),
+    256: (1, 1, 2, 2, 4, 4),
+}
+
+
+def get_config(path=''):
+  environment.import_tensorflow()
+  try:
+    found = folder.suggest(folder.list_images(os.path.expanduser(path)))
+  except UserError as e:
+    # ml_collections passes this error through unchanged.
+    raise flags.Error(f'--config=configs/folder.py:{path}: {e}') from e
+
+  config = default.get_config()
+
+  config.data.name = f'folder:{path}'
+  config.data.image_size = found.image_size
+
+  config.model.image_channels = found.channels
+  config.model.channels = 64
+  config.model.channel_multipliers = _MULTIPLIERS[found.image_size]
+  config.model.attention_resolutions = (16, 8)
+  config.model.dropout = 0.1 if found.images < 50_000 else 0.0
+  config.model.num_classes = found.num_classes
+  config.model.scale_shift_norm = True
+
+  config.diffusion.schedule = 'cosine'
+  config.diffusion.prediction = 'v'
+
+  config.optimizer.warmup_steps = 1000
+
+  # So that short runs have an average, too.
+  config.ema.rampup_ratio = 0.05
+
+  config.train.batch_size = 64
+  config.train.num_steps = 200_000
+  config.train.steps_per_loop = 10
+  config.train.log_every_steps = 50
+  config.train.checkpoint_every_steps = 1000
+  config.train.sample_every_steps = 2000
+
+  return config

@@ -1,0 +1,96 @@
+"""Image files of any kind, as arrays of one kind."""
+
+import io
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from ddpm.runtime.errors import reason
+
+# What Pillow raises for files that are not whole.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError,
+    OverflowError, MemoryError, Image.DecompressionBombError,
+)  # fmt: skip
+
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+
+
+class BrokenImage(Exception):
+  """A file that is not a whole image; the message is the reason."""
+
+
+def decode(data, channels):
+  """Decodes an image file.
+
+  The orientation that cameras store as metadata is applied, palettes are
+  resolved, and of an animation the first frame is taken. To get `channels`,
+  grey is repeated, color becomes its luma (ITU-R 601-2), and what is
+  transparent becomes white, or, with 4 channels, stays so. 16 bits become 8:
+  round(x / 257). Floats must be in [0, 1]: round(255 x).
+
+  Args:
+    data: bytes of a file of a format that Pillow knows.
+    channels: 1 (grey), 3 (RGB), 4 (RGBA) or None for the file's own number.
+
+  Returns:
+    uint8 [H, W, channels].
+
+  Raises:
+    BrokenImage: it cannot be decoded.
+  """
+  if not data:
+    raise BrokenImage('the file is empty')
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      image = _to_8_bits(ImageOps.exif_transpose(image))
+  except Image.DecompressionBombError as e:
+    most = 2 * Image.MAX_IMAGE_PIXELS
+    raise BrokenImage(f'it has more than {most:,} pixels') from e
+  except _DAMAGE as e:
+    text = reason(e).partition(' <_io.')[0]  # Pillow names the bytes' address.
+    raise BrokenImage(text) from e
+  image = _convert(image, _MODES[channels or _own_channels(image)])
+  return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _to_8_bits(image):
+  """An image of a mode with 8 bits per channel."""
+  if not image.mode.startswith(('I', 'F')):
+    return image
+  values = np.asarray(image).astype(np.float64)
+  if image.mode == 'F':
+    what, top = 'floats', 1.0
+  else:
+    what, top = 'integers', 65535.0
+  # A NaN is neither.
+  if not (values.min() >= 0 and values.max() <= top):
+    raise BrokenImage(
+        f'its {what} are from {values.min():g} to {values.max():g}, expected 0'
+        f' to {top:g}'
+    )
+  return Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+
+
+def _is_transparent(image):
+  modes = ('RGBA', 'LA', 'PA', 'La', 'RGBa')
+  return image.mode in modes or 'transparency' in image.info
+
+
+def _own_channels(image):
+  if _is_transparent(image):
+    return 4
+  return 1 if image.mode in ('1', 'L') else 3
+
+
+def _convert(image, mode):
+  if _is_transparent(image):
+    image = image.convert('RGBA')
+    if mode != 'RGBA':
+      white = Image.new('RGBA', image.size, 'white')
+      image = Image.alpha_composite(white, image).convert('RGB')
+  elif image.mode == 'P':
+    image = image.convert('RGB')
+  return image.convert(mode)

@@ -1,0 +1,281 @@
+"""A folder of image files."""
+
+from concurrent import futures
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from ddpm.data import decode
+from ddpm.data import resize
+from ddpm.runtime import cores
+from ddpm.runtime import files
+from ddpm.runtime.errors import reason
+from ddpm.runtime.errors import UserError
+
+EXTENSIONS = (
+    '.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff',
+)  # fmt: skip
+
+LABELS = ('folders', 'prefix', 'none')
+
+# That are suggested.
+SIZES = (32, 64, 128, 256)
+
+# Images that a suggestion is based on.
+_SAMPLE = 64
+
+# Files that are decoded before any of them is passed on.
+_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """The image files in a folder and its sub-folders, and their classes.
+
+  Attributes:
+    root: the folder.
+    names: paths relative to it, in the order of their bytes.
+    classes: names of the classes, in order; empty without labels.
+    labels: int32 [N]; all 0 without labels.
+    identity: string that changes with the files, but not with the root.
+  """
+
+  root: str
+  names: list
+  classes: list
+  labels: np.ndarray
+  identity: str
+
+  def path(self, i):
+    return os.path.join(self.root, self.names[i])
+
+
+def list_images(root, labels='folders'):
+  """Lists the image files of a folder, without opening them.
+
+  Hidden files and folders are left out, among them macOS' `._x.png`. Links are
+  followed.
+
+  Args:
+    root: the folder, local or in a bucket.
+    labels: 'folders': a class per sub-folder that directly or below holds
+      images, if all images are in one; 'prefix': a class per file name up to
+      the first underscore; 'none'.
+
+  Returns:
+    `Listing`.
+
+  Raises:
+    UserError: it is no folder, or has no images.
+  """
+  if not tf.io.gfile.isdir(root):
+    raise UserError(f'{_shown(root)} is not a folder')
+  found = sorted(_walk(root), key=os.fsencode)
+  if not found:
+    raise UserError(
+        f'{_shown(root)} has no images: expected files that end in'
+        f' {", ".join(EXTENSIONS)}'
+    )
+  classes, numbers = _classes(found, labels)
+  digest = hashlib.sha256()
+  for name in found:
+    digest.update(os.fsencode(name) + _stamp(os.path.join(root, name)))
+  return Listing(root, found, classes, numbers, digest.hexdigest())
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+  """What to train a folder's images as.
+
+  Attributes:
+    images: their number.
+    image_size: in pixels.
+    channels: 1 if none has color, else 3.
+    num_classes: 0 without labels.
+  """
+
+  images: int
+  image_size: int
+  channels: int
+  num_classes: int
+
+
+def suggest(listing):
+  """Looks at up to 64 images of a listing, evenly chosen.
+
+  The size is the largest of 32, 64, 128 and 256 that half of them have at
+  least, on their shorter side. Broken images do not count; if all of these are
+  broken, the first that is not does.
+
+  Returns:
+    `Suggestion`.
+
+  Raises:
+    UserError: none can be decoded.
+  """
+  count = len(listing.names)
+  chosen = set(np.linspace(0, count - 1, _SAMPLE, dtype=int).tolist())
+  sides, color, broken = [], False, None
+  for i in [*sorted(chosen), *(set(range(count)) - chosen)]:
+    if sides and i not in chosen:
+      break
+    try:
+      image = read(listing.path(i), 3)
+    except decode.BrokenImage as e:
+      broken = broken or f'{_shown(listing.path(i))}: {e}'
+      continue
+    sides.append(min(image.shape[:2]))
+    color = color or bool((image != image[..., :1]).any())
+  if not sides:
+    raise UserError(f'no image can be decoded, the first is {broken}')
+  fits = [size for size in SIZES if np.median(sides) >= size]
+  return Suggestion(
+      images=count,
+      image_size=fits[-1] if fits else SIZES[0],
+      channels=3 if color else 1,
+      num_classes=len(listing.classes),
+  )
+
+
+def _walk(root):
+  """Paths of image files, relative to a folder."""
+  if files.is_in_bucket(root):
+    for folder, _, names in tf.io.gfile.walk(root):
+      below = folder[len(root) :].strip('/')
+      yield from (os.path.join(below, n) for n in names if _is_image(n))
+    return
+  # Names may be in any encoding, which `tf.io.gfile` does not allow.
+  seen = set()
+  for folder, folders, names in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:  # A link to a folder above.
+      folders.clear()
+      continue
+    seen.add(real)
+    folders[:] = [f for f in folders if not f.startswith(('.', '__MACOSX'))]
+    below = os.path.relpath(folder, root)
+    for name in filter(_is_image, names):
+      yield os.path.normpath(os.path.join(below, name))
+
+
+def _is_image(name):
+  return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+
+
+def _stamp(path):
+  """What changes with a file's contents."""
+  try:
+    if files.is_in_bucket(path):
+      stat = tf.io.gfile.stat(path)
+      return f' {stat.length} {stat.mtime_nsec}\n'.encode()
+    stat = os.stat(path)
+    return f' {stat.st_size} {stat.st_mtime_ns}\n'.encode()
+  except (OSError, tf.errors.OpError):  # A link to nothing: broken, below.
+    return b' gone\n'
+
+
+def _classes(names, labels):
+  """Names of the classes, and the number of each image's."""
+  if labels == 'folders':
+    found = [name.partition('/')[0] if '/' in name else None for name in names]
+    if None in found:
+      found = []
+  elif labels == 'prefix':
+    found = [os.path.basename(name).partition('_')[0] for name in names]
+  else:
+    found = []
+  classes = sorted(set(found), key=os.fsencode)
+  if len(classes) < 2:  # One sub-folder for all is no class.
+    return [], np.zeros(len(names), np.int32)
+  numbers = {name: i for i, name in enumerate(classes)}
+  return classes, np.array([numbers[name] for name in found], np.int32)
+
+
+def read_bytes(path):
+  """Reads a file, local or in a bucket. Raises BrokenImage if it cannot."""
+  try:
+    if files.is_in_bucket(path):
+      with tf.io.gfile.GFile(path, 'rb') as f:
+        return f.read()
+    with open(path, 'rb') as f:
+      return f.read()
+  except (OSError, tf.errors.OpError) as e:
+    raise decode.BrokenImage(reason(e)) from e
+
+
+def read(path, channels):
+  """Decodes an image file.
+
+  Args:
+    path: the file's path, local or in a bucket.
+    channels: see `decode.decode`.
+
+  Returns:
+    uint8 [H, W, channels].
+
+  Raises:
+    BrokenImage: it cannot be read or decoded.
+  """
+  return decode.decode(read_bytes(path), channels)
+
+
+def blocks(listing, *, height, width, channels, rule, on_error):
+  """Decodes and resizes all images, on all cores.
+
+  Args:
+    listing: `Listing`.
+    height, width, channels: of the images.
+    rule: see `resize.fit`.
+    on_error: 'stop', or 'skip' to leave out broken images.
+
+  Yields:
+    Images uint8 [n, H, W, C], their numbers in the listing, and the broken
+    ones' [(number, reason)].
+
+  Raises:
+    UserError: an image is broken, and on_error is 'stop'.
+  """
+
+  @tf.function(
+      input_signature=[tf.TensorSpec([None, None, channels], tf.uint8)],
+      autograph=False,
+  )
+  def fit(image):
+    return resize.fit(image, height, width, rule)
+
+  def load(i):
+    try:
+      image = read(listing.path(i), channels)
+    except decode.BrokenImage as e:
+      return e
+    if image.shape[:2] == (height, width):
+      return image
+    return fit(image).numpy()
+
+  count = len(listing.names)
+  with futures.ThreadPoolExecutor(cores.count()) as pool:
+    for first in range(0, count, _BLOCK):
+      numbers = range(first, min(first + _BLOCK, count))
+      images, good, broken = [], [], []
+      for i, image in zip(numbers, pool.map(load, numbers)):
+        if not isinstance(image, decode.BrokenImage):
+          images.append(image)
+          good.append(i)
+        elif on_error == 'skip':
+          broken.append((i, str(image)))
+        else:
+          raise UserError(
+              f'{_shown(listing.path(i))} is broken: {image}; python -m'
+              f' ddpm.data check --data=folder:{_shown(listing.root)} names all'
+              ' such files, data.on_error=skip leaves them out'
+          )
+      shape = [len(images), height, width, channels]
+      yield np.array(images, np.uint8).reshape(shape), good, broken
+
+
+def _shown(path):
+  """A path as it can be printed, whatever its encoding."""
+  return os.fsencode(path).decode(errors='replace')
