@@ -3,7 +3,7 @@
   python -m ddpm.main --config=configs/celebahq256.py --workdir=runs/celebahq256
 
 tensorflow-datasets needs a manual download of the images (celeb_a_hq/256); they
-take 5.5 GiB of the host's memory.
+take 5.5 GiB in the cache folder.
 
 The paper: TPU v3-8, 2.2 steps/s, so 63 hours for 500,000 steps. It shows
 samples but no score.

@@ -31,6 +31,11 @@ _MULTIPLIERS = {
 
 
 def get_config(path=''):
+  if not path:
+    raise flags.Error(
+        '--config: a folder of images is missing, as in'
+        ' configs/folder.py:PATH'
+    )
   environment.import_tensorflow()
   try:
     found = folder.suggest(folder.list_images(os.path.expanduser(path)))

@@ -5,8 +5,9 @@
   python -m ddpm.main --config=configs/lsun.py:cat --workdir=runs/cat
 
 Church (the default) has 126,227 images, bedroom 3,033,042, cat 1,657,266. They
-are kept in the host's memory: 23, 555 and 303 GiB. On a smaller machine use a
-part of them: --config.data.split='train[:10%]'.
+take 23, 555 and 303 GiB in the cache folder (XDG_CACHE_HOME) of every host, and
+are read from there: give it a fast disk, or use a part of them:
+--config.data.split='train[:10%]'.
 
 The paper: TPU v3-8, 2.2 steps/s, so 152, 303 and 227 hours for 1,200,000,
 2,400,000 and 1,800,000 steps; FID 7.89, 6.36 and 19.75 from 50,000 ancestral

@@ -20,7 +20,7 @@ from ddpm.runtime.errors import UserError
 CONFIGS = sorted(
     path.stem
     for path in pathlib.Path(default.__file__).parent.glob('*.py')
-    if path.stem not in ('__init__', 'workdir')
+    if path.stem not in ('__init__', 'folder', 'workdir')
 )
 
 
@@ -68,6 +68,12 @@ def test_an_unknown_variant_is_refused(module):
         ('ema.decays', (1.0,), 'decays has 1.0'),
         ('ema.decays', ('a',), 'config.ema has a value of the wrong type: '),
         ('data.image_size', 30, 'image size 30 is not divisible by 4'),
+        ('data.image_size', (28, 30), r'size \(28, 30\) is not .*=\(28, 32\)'),
+        ('data.image_size', (28, 28, 3), 'expected a number of pixels, or'),
+        ('data.image_size', 28.5, 'expected a number of pixels, or'),
+        ('data.image_size', 'large', 'expected a number of pixels, or'),
+        ('data.image_size', 0, 'expected a number of pixels, or'),
+        ('data.resize', 'crop', 'expected one of: center_crop, stretch, pad'),
         ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
         ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),

@@ -63,6 +63,7 @@ def refusal(directory, config):
     [
         {},
         _CLASSES,
+        {'data.image_size': (8, 16), 'model.attention_resolutions': (4,)},
         {
             'model.scale_shift_norm': True,
             'model.resample': 'block',
@@ -218,8 +219,8 @@ def test_weights_of_16_bits(pipeline, copy, dtype):
         ('resnet_time_scale_shift', 'spatial', "'default' or 'scale_shift'"),
         ('freq_shift', 2, 'expected 0 or 1'),
         ('downsample_padding', 2, 'expected 0 or 1'),
-        ('sample_size', None, 'expected the height of square images'),
-        ('sample_size', [28, 32], 'expected the height of square images'),
+        ('sample_size', None, 'expected height, or [height, width]'),
+        ('sample_size', [28, 32, 1], 'expected height, or [height, width]'),
         ('block_out_channels', [8, 12], 'expected multiples of 8'),
         ('out_channels', 2, 'expected 1: in_channels, doubled if'),
         ('down_block_types', ['DownBlock2D'], 'as many as in block_out'),

@@ -253,10 +253,10 @@ def test_wrong_commands_are_one_line():
 
 
 def test_a_run_on_a_folder_and_its_data_that_changes(images, tmp_path):
-  """Trained, sampled; moved; refused on other images."""
+  """Trained on images that are not square; moved; refused on other images."""
   flags = [
       *TINY_WITHOUT_XLA[1:], f'--workdir={tmp_path / "run"}',
-      '--config.data.image_size=16', '--config.train.batch_size=4',
+      '--config.data.image_size=(16,24)', '--config.train.batch_size=4',
       '--config.model.num_classes=3',
   ]  # fmt: skip
 
@@ -268,7 +268,16 @@ def test_a_run_on_a_folder_and_its_data_that_changes(images, tmp_path):
 
   done = train(images, 2)
   assert done.returncode == 0, done.stderr
-  assert (tmp_path / 'run/grid.png').exists()
+  with Image.open(tmp_path / 'run/grid.png') as grid:
+    assert grid.size == (8 * 26 + 2, 8 * 18 + 2)
+  done = run_program(
+      'ddpm.sample', f'--workdir={tmp_path / "run"}', '--seeds=0-3',
+      f'--outdir={tmp_path / "out"}', f'--init_image={images}/a/0_x.png',
+      '--strength=0.5', '--sampler=ddim', '--steps=4',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  drawn = np.load(tmp_path / 'out/samples.npz')
+  assert drawn['images'].shape == (4, 16, 24, 3)
   moved = images.rename(images.with_name('moved'))
   done = train(moved, 4)
   assert done.returncode == 0, done.stderr

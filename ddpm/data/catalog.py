@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm.data import folder
 from ddpm.data import store
+from ddpm.runtime import words
 from ddpm.runtime.errors import UserError
 
 
@@ -41,6 +42,12 @@ class Images:
     return digest.hexdigest()
 
 
+def is_known(name):
+  """Whether a data set's name is of a kind that `load` takes."""
+  scheme, _, rest = name.partition(':')
+  return name == 'mnist5k' or (scheme in ('folder', 'tfds') and bool(rest))
+
+
 def load(
     name,
     *,
@@ -59,7 +66,8 @@ def load(
   Args:
     name: 'mnist5k', 'folder:PATH' or 'tfds:NAME' with a name from
       tensorflow-datasets.
-    image_size: height and width of the images, in pixels.
+    image_size: height and width of the images, in pixels: a pair, or one number
+      for both.
     channels: that a folder's images are converted to; None for 3. Other data
       sets have their own.
     split: 'train', 'test' or in TFDS notation, such as 'train[:1000]'. mnist5k
@@ -77,41 +85,40 @@ def load(
     UserError: the name or split is unknown, the data is missing or cannot be
       read, or mnist5k with an image_size other than 28.
   """
+  if not is_known(name):
+    raise UserError(
+        f'data set {name!r} is unknown, expected mnist5k, folder:PATH or'
+        ' tfds:NAME, such as tfds:mnist'
+    )
   scheme, _, rest = name.partition(':')
-  if name == 'mnist5k':
-    return _mnist5k(split, image_size)
-  if scheme == 'folder' and rest:
-    return _folder(
-        rest, split, image_size, channels or 3, resize, labels, on_error
-    )
-  if scheme == 'tfds' and rest:
-    # Imported lazily, because the import is slow.
-    from ddpm.data import tfds as tfds_images
+  size = tuple(np.broadcast_to(image_size, 2).tolist())
+  if scheme == 'mnist5k':
+    return _mnist5k(split, size)
+  if scheme == 'folder':
+    return _folder(rest, split, size, channels or 3, resize, labels, on_error)
+  # Imported lazily, because the import is slow.
+  from ddpm.data import tfds as tfds_images
 
-    stored, num_classes = tfds_images.load(
-        rest,
-        data_dir=os.path.expanduser(data_dir),
-        split=split,
-        image_size=image_size,
-        resize=resize,
-        image_key=image_key,
-        label_key=label_key,
-    )
-    return Images(stored.images, stored.labels, num_classes, stored.digest)
-  raise UserError(
-      f'data set {name!r} is unknown, expected mnist5k, folder:PATH or'
-      ' tfds:NAME, such as tfds:mnist'
+  stored, num_classes = tfds_images.load(
+      rest,
+      data_dir=os.path.expanduser(data_dir),
+      split=split,
+      image_size=size,
+      resize=resize,
+      image_key=image_key,
+      label_key=label_key,
   )
+  return Images(stored.images, stored.labels, num_classes, stored.digest)
 
 
-def _mnist5k(split, image_size):
+def _mnist5k(split, size):
   """5,000 digits that ship with the package; README.md has their origin."""
   if split != 'train':
     raise UserError(f'mnist5k has no split {split!r}, only train')
-  if image_size != 28:
+  if size != (28, 28):
     raise UserError(
-        f'mnist5k has 28 x 28 pixels, but data.image_size is {image_size}: set'
-        ' it to 28'
+        'mnist5k has 28 x 28 pixels, but data.image_size is'
+        f' {words.dimensions(size)}: set it to 28'
     )
   file = importlib.resources.files('ddpm.data') / 'mnist5k.npz'
   with file.open('rb') as f:
@@ -119,16 +126,15 @@ def _mnist5k(split, image_size):
     return Images(arrays['images'], arrays['labels'].astype(np.int32), 10)
 
 
-def _folder(path, split, image_size, channels, resize, labels, on_error):
+def _folder(path, split, size, channels, resize, labels, on_error):
   if split != 'train':
     raise UserError(f'folder:{path} has no split {split!r}, only train')
   listing = folder.list_images(os.path.expanduser(path), labels)
 
   def make():
     for images, good, broken in folder.blocks(
-        listing, height=image_size, width=image_size, channels=channels,
-        rule=resize, on_error=on_error,
-    ):  # fmt: skip
+        listing, size=size, channels=channels, rule=resize, on_error=on_error
+    ):
       yield images, listing.labels[good], len(broken)
 
   stored = store.keep(
@@ -136,7 +142,7 @@ def _folder(path, split, image_size, channels, resize, labels, on_error):
       make,
       name=f'folder:{path}',
       count=len(listing.names),
-      shape=(image_size, image_size, channels),
+      shape=(*size, channels),
   )
   if stored.broken:
     logging.warning(

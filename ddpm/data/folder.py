@@ -222,12 +222,13 @@ def read(path, channels):
   return decode.decode(read_bytes(path), channels)
 
 
-def blocks(listing, *, height, width, channels, rule, on_error):
+def blocks(listing, *, size, channels, rule, on_error):
   """Decodes and resizes all images, on all cores.
 
   Args:
     listing: `Listing`.
-    height, width, channels: of the images.
+    size: height and width of the images.
+    channels: of the images.
     rule: see `resize.fit`.
     on_error: 'stop', or 'skip' to leave out broken images.
 
@@ -244,14 +245,14 @@ def blocks(listing, *, height, width, channels, rule, on_error):
       autograph=False,
   )
   def fit(image):
-    return resize.fit(image, height, width, rule)
+    return resize.fit(image, *size, rule)
 
   def load(i):
     try:
       image = read(listing.path(i), channels)
     except decode.BrokenImage as e:
       return e
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == size:
       return image
     return fit(image).numpy()
 
@@ -272,7 +273,7 @@ def blocks(listing, *, height, width, channels, rule, on_error):
               f' ddpm.data check --data=folder:{_shown(listing.root)} names all'
               ' such files, data.on_error=skip leaves them out'
           )
-      shape = [len(images), height, width, channels]
+      shape = [len(images), *size, channels]
       yield np.array(images, np.uint8).reshape(shape), good, broken
 
 

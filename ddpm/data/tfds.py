@@ -23,7 +23,7 @@ def load(
     name: name in tensorflow-datasets, such as 'mnist' or 'cifar10'.
     data_dir: folder of prepared data sets.
     split: in TFDS notation.
-    image_size: height and width to bring the images to, in pixels.
+    image_size: (height, width) to bring the images to, in pixels.
     resize: one of `resize.RULES`.
     image_key: name of the feature that is the image. 16 bits become 8:
       round(x / 257). Floats must be in [0, 1]: round(255 x).
@@ -59,9 +59,8 @@ def load(
     raise UserError(f'the split {split!r} of data set {name!r} has no images')
 
   def example(features):
-    image = resize_lib.fit(
-        _to_8_bits(features[image_key]), image_size, image_size, resize
-    )
+    image = _to_8_bits(features[image_key])
+    image = resize_lib.fit(image, *image_size, resize)
     return image, features[label_key] if num_classes else 0
 
   def make():
@@ -84,7 +83,7 @@ def load(
       make,
       name=f'tfds:{name}',
       count=count,
-      shape=(image_size, image_size, channels),
+      shape=(*image_size, channels),
   ), num_classes
 
 

@@ -11,6 +11,7 @@ Old pipelines have all files in one folder. A `UNet2DModel` alone has the
 contents of unet/. If only one side supports a field, the error names it.
 """
 
+import copy
 import json
 import os
 import re
@@ -179,7 +180,7 @@ def load(directory, config):
   Raises:
     UserError: the folder cannot be read, or ddpm does not support its model.
   """
-  config = config.copy_and_resolve_references().unlock()
+  config = copy.deepcopy(config).unlock()
   unet = os.path.join(directory, 'unet')
   if not os.path.isdir(unet):
     unet = directory
@@ -296,10 +297,11 @@ def _model_settings(path, *, learned_variance, null_class):
   """Our settings for a UNet2DModel."""
   fields = _read_fields(path, _UNET_DEFAULTS, _UNET_FIXED)
   size = fields['sample_size']
-  if isinstance(size, list) and len(set(size)) == 1:
-    size = size[0]
-  if not isinstance(size, int):
-    raise _refusal(path, 'sample_size', size, 'the height of square images')
+  if isinstance(size, list):
+    size = size[0] if len(set(size)) == 1 else tuple(size)
+  height, *rest = size if isinstance(size, tuple) else (size, size)
+  if len(rest) != 1 or not all(isinstance(n, int) for n in (height, *rest)):
+    raise _refusal(path, 'sample_size', size, 'height, or [height, width]')
   widths = fields['block_out_channels']
   channels = widths[0]
   if any(width % channels for width in widths):
@@ -331,7 +333,7 @@ def _model_settings(path, *, learned_variance, null_class):
       'model.channel_multipliers': tuple(w // channels for w in widths),
       'model.num_res_blocks': fields['layers_per_block'],
       'model.attention_resolutions': tuple(
-          size // 2**level for level, yes in enumerate(attends) if yes
+          height // 2**level for level, yes in enumerate(attends) if yes
       ),
       'model.num_heads': 1,
       'model.head_channels': fields['attention_head_dim'] or 0,
@@ -405,9 +407,10 @@ def _unet_fields(config):
           f'{name} is {value!r}, which diffusers does not support, expected'
           f' {only!r}'
       )
+  height, width = build.image_size(config)
   widths = [model.channels * m for m in model.channel_multipliers]
   attends = [
-      config.data.image_size // 2**level in model.attention_resolutions
+      height // 2**level in model.attention_resolutions
       for level in range(len(widths))
   ]
   way = _theirs(_RESAMPLES, model.resample)
@@ -425,7 +428,7 @@ def _unet_fields(config):
   outputs = 1 + (config.diffusion.variance == 'learned_range')
   classes = model.num_classes + (config.train.label_dropout > 0)
   return _UNET_DEFAULTS | {
-      'sample_size': config.data.image_size,
+      'sample_size': height if height == width else [height, width],
       'in_channels': model.image_channels,
       'out_channels': model.image_channels * outputs,
       'freq_shift': model.compat.embedding_shift,

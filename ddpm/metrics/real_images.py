@@ -6,6 +6,7 @@ from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.metrics import sources
 from ddpm.runtime import words
+from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import UserError
 
 
@@ -22,6 +23,10 @@ class RealImages:
   """
 
   def __init__(self, name, shape, **settings):
+    if not catalog.is_known(name):
+      raise BadArgument(
+          f'data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
+      )
     self._name = name
     self.shape = tuple(shape)
     self._settings = settings
@@ -42,7 +47,7 @@ class RealImages:
     loaded = catalog.load(
         name,
         split=split,
-        image_size=28 if name == 'mnist5k' else shape[0],
+        image_size=28 if name == 'mnist5k' else shape[:2],
         channels=shape[-1],
         **self._settings,
     )

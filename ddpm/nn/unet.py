@@ -13,6 +13,7 @@ import math
 import typing
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ddpm import rng
@@ -29,7 +30,8 @@ class UNet(keras.Model):
   """Predicts the noise (or x_0, or v) in a noised image.
 
   Args:
-    image_size: height and width of the images, in pixels.
+    image_size: height and width of the images, in pixels: a pair, or one number
+      for both.
     image_channels: channels of the images, in and out.
     channels: base number of channels.
     channel_multipliers: channels of each level, in units of `channels`. Each
@@ -111,7 +113,8 @@ class UNet(keras.Model):
         norm_groups=norm_groups,
         patch_size=patch_size,
     )
-    self.image_shape = (image_size, image_size, image_channels)
+    height, width = np.broadcast_to(image_size, 2).tolist()
+    self.image_shape = (height, width, image_channels)
     self.channels = channels
     self.patch_size = patch_size
     self.num_classes = num_classes
@@ -144,7 +147,7 @@ class UNet(keras.Model):
             settings,
             channels=[channels * m for m in channel_multipliers],
             num_res_blocks=num_res_blocks,
-            size=image_size // patch_size,
+            size=height // patch_size,
             attention_sizes=attention_resolutions,
             resample=resample,
         )
@@ -399,12 +402,18 @@ def check_shapes(
     raise ValueError(f'channels is {channels}, expected even and at least 4')
   halvings = len(channel_multipliers) - 1
   factor = patch_size * 2**halvings
-  if image_size % factor:
+  sides = np.broadcast_to(image_size, 2).tolist()
+  if any(side % factor for side in sides):
+    nearest = [max(1, round(side / factor)) * factor for side in sides]
+    shown, better = (
+        side[0] if side[0] == side[1] else tuple(side)
+        for side in (sides, nearest)
+    )
     raise ValueError(
         f'channel_multipliers is {tuple(channel_multipliers)}, but the image'
-        f' size {image_size} is not divisible by {factor} (patch size'
-        f' {patch_size}, {halvings} halvings): use fewer, or data.image_size='
-        f'{max(1, round(image_size / factor)) * factor}'
+        f' size {shown} is not divisible by {factor} (patch size'
+        f' {patch_size}, {halvings} halvings): use fewer, or'
+        f' data.image_size={better}'
     )
   heads = ('head_channels', head_channels) if head_channels else (
       'num_heads', num_heads

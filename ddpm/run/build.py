@@ -22,6 +22,18 @@ from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
 
 
+def image_size(config):
+  """Height and width of a config's images."""
+  size = config.data.image_size
+  pair = size if isinstance(size, (tuple, list)) else (size, size)
+  if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    raise ValueError(
+        f'image_size is {size!r}, expected a number of pixels, or (height,'
+        ' width)'
+    )
+  return tuple(pair)
+
+
 def make_model(config):
   """The U-Net of a config, with its initial weights, on the host.
 
@@ -31,7 +43,7 @@ def make_model(config):
   keras.utils.set_random_seed(config.seed % 2**32)
   with tf.device('CPU:0'):
     return unet.UNet(
-        image_size=config.data.image_size,
+        image_size=image_size(config),
         dtype=precision.use(config.precision),
         null_class=config.train.label_dropout > 0,
         learned_variance=config.diffusion.variance == 'learned_range',
@@ -45,7 +57,7 @@ def data_settings(config):
   """How a config reads data: arguments of `data.catalog.load`."""
   data = config.data
   return {
-      'image_size': data.image_size,
+      'image_size': image_size(config),
       'channels': config.model.image_channels,
       'data_dir': data.data_dir,
       'resize': data.resize,

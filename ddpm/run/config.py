@@ -29,8 +29,8 @@ _NOT_TRAJECTORY = ('data.data_dir', 'data.on_error')
 
 # What no object of `build` checks. Minimum of each number:
 _LEAST = dict.fromkeys((
-    'data.image_size', 'model.image_channels', 'model.num_res_blocks',
-    'model.num_heads', 'model.norm_groups', 'model.patch_size',
+    'model.image_channels', 'model.num_res_blocks', 'model.num_heads',
+    'model.norm_groups', 'model.patch_size',
     'train.batch_size', 'train.accumulation_steps', 'train.steps_per_loop',
     'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_last',
 ), 1) | dict.fromkeys((
@@ -89,6 +89,7 @@ def validate(config):
           f'config.{name} is {value!r}, expected one of: {expected}'
       )
   for group, check in (
+      ('data', build.image_size),
       ('sample', build.make_spacing),
       ('diffusion', build.make_process),
       ('sample', build.make_sampler_spec),
@@ -114,7 +115,7 @@ def validate(config):
 def _check_model(config):
   model = config.model
   unet.check_shapes(
-      image_size=config.data.image_size,
+      image_size=build.image_size(config),
       channels=model.channels,
       channel_multipliers=model.channel_multipliers,
       num_heads=model.num_heads,

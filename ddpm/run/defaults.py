@@ -31,8 +31,8 @@ def get_config():
   # Of tensorflow-datasets.
   data.data_dir = '~/tensorflow_datasets'
   data.split = 'train'
-  # Height and width in pixels.
-  data.image_size = 32
+  # Height and width in pixels: one number, or (height, width).
+  data.image_size = config_dict.FieldReference(32, field_type=object)
   # How images of other sizes get there: center_crop | stretch | pad (black)
   data.resize = 'center_crop'
   # Classes of a folder's images: folders (its sub-folders, if it has some) |
