@@ -12,6 +12,7 @@ from support import TINY_WITHOUT_XLA
 from ddpm.data import catalog
 from ddpm.data import check
 from ddpm.data import folder
+from ddpm.data import pipeline
 from ddpm.data import store
 from ddpm.runtime import cache
 from ddpm.runtime.errors import UserError
@@ -136,6 +137,19 @@ def test_a_disk_that_is_too_small_is_told_before(images, monkeypatch):
     catalog.load(f'folder:{images}', image_size=7)
 
 
+def test_a_set_that_is_larger_than_the_memory(tmp_path):
+  size = 4 * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  np.save(tmp_path / 'labels.npy', np.zeros(1, np.int32))
+  (tmp_path / 'facts.json').write_text('{"digest": "", "broken": 0}')
+  with open(tmp_path / 'images', 'wb') as f:
+    f.truncate(size)  # Without a block on disk.
+  stored = store._read(str(tmp_path), (size, 1, 1))
+  assert stored.images.shape == (1, size, 1, 1) and stored.images[0, -1] == 0
+  # The dataset does not copy it either.
+  tensor = pipeline._as_tensor(stored.images)
+  assert tensor.shape == stored.images.shape
+
+
 def damage(root):
   """Breaks a folder in many ways; returns the names of what is broken."""
   noise = np.random.default_rng(0).integers(0, 256, [40, 50, 3], np.uint8)
@@ -174,6 +188,10 @@ def damage(root):
 
 def test_each_kind_of_damage_is_named(tmp_path):
   broken = damage(tmp_path)
+  # A name that no terminal can show.
+  os.rename(tmp_path / 'whole.png', os.fsencode(tmp_path) + b'/\xff.png')
+  with open(os.fsencode(tmp_path) + b'/\xfe.png', 'wb'):
+    broken.add('\ufffd.png')
   done = run_program(
       'ddpm.data', 'check', f'--data=folder:{tmp_path}',
       f'--sheet={tmp_path}/sheet.out',
@@ -190,7 +208,7 @@ def test_each_kind_of_damage_is_named(tmp_path):
       'link.png: No such file',
   ):
     assert reason in done.stdout
-  assert '17 image files' in done.stdout
+  assert '18 image files' in done.stdout
   assert '--config.data.on_error=skip' in done.stdout
 
 

@@ -140,14 +140,14 @@ def _folder(path, split, size, channels, resize, labels, on_error):
   stored = store.keep(
       ['folder', listing.identity, labels, resize, on_error],
       make,
-      name=f'folder:{path}',
+      name=f'folder:{folder.shown(path)}',
       count=len(listing.names),
       shape=(*size, channels),
   )
   if stored.broken:
     logging.warning(
         'folder:%s: %d of %d images are broken and left out',
-        path, stored.broken, len(listing.names),
+        folder.shown(path), stored.broken, len(listing.names),
     )  # fmt: skip
   return Images(
       stored.images, stored.labels, len(listing.classes), stored.digest

@@ -76,7 +76,7 @@ def check(path, *, image_size, labels, rule, sheet):
   """
   listing = folder.list_images(os.path.expanduser(path), labels)
   facts = list(_look_at_all(listing))
-  names = listing.names
+  names = list(map(folder.shown, listing.names))
   broken = [i for i, f in enumerate(facts) if f.broken]
   good = [i for i, f in enumerate(facts) if not f.broken]
   lines = [
@@ -114,7 +114,8 @@ def check(path, *, image_size, labels, rule, sheet):
     ]
     _write_sheet(sheet, listing, good, rule)
     lines.append(f'contact sheet: {sheet}')
-  return Report(lines, [names[i] for i in broken])
+  return Report([folder.shown(line) for line in lines],
+                [names[i] for i in broken])
 
 
 def look_at(path):

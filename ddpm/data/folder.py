@@ -3,6 +3,7 @@
 from concurrent import futures
 import dataclasses
 import hashlib
+import itertools
 import os
 
 import numpy as np
@@ -71,12 +72,13 @@ def list_images(root, labels='folders'):
   Raises:
     UserError: it is no folder, or has no images.
   """
-  if not tf.io.gfile.isdir(root):
-    raise UserError(f'{_shown(root)} is not a folder')
+  in_bucket = files.is_in_bucket(root)
+  if not (tf.io.gfile.isdir if in_bucket else os.path.isdir)(root):
+    raise UserError(f'{shown(root)} is not a folder')
   found = sorted(_walk(root), key=os.fsencode)
   if not found:
     raise UserError(
-        f'{_shown(root)} has no images: expected files that end in'
+        f'{shown(root)} has no images: expected files that end in'
         f' {", ".join(EXTENSIONS)}'
     )
   classes, numbers = _classes(found, labels)
@@ -117,15 +119,16 @@ def suggest(listing):
     UserError: none can be decoded.
   """
   count = len(listing.names)
-  chosen = set(np.linspace(0, count - 1, _SAMPLE, dtype=int).tolist())
+  chosen = dict.fromkeys(np.linspace(0, count - 1, _SAMPLE, dtype=int).tolist())
+  rest = (i for i in range(count) if i not in chosen)
   sides, color, broken = [], False, None
-  for i in [*sorted(chosen), *(set(range(count)) - chosen)]:
+  for i in itertools.chain(chosen, rest):
     if sides and i not in chosen:
       break
     try:
       image = read(listing.path(i), 3)
     except decode.BrokenImage as e:
-      broken = broken or f'{_shown(listing.path(i))}: {e}'
+      broken = broken or f'{shown(listing.path(i))}: {e}'
       continue
     sides.append(min(image.shape[:2]))
     color = color or bool((image != image[..., :1]).any())
@@ -269,14 +272,14 @@ def blocks(listing, *, size, channels, rule, on_error):
           broken.append((i, str(image)))
         else:
           raise UserError(
-              f'{_shown(listing.path(i))} is broken: {image}; python -m'
-              f' ddpm.data check --data=folder:{_shown(listing.root)} names all'
+              f'{shown(listing.path(i))} is broken: {image}; python -m'
+              f' ddpm.data check --data=folder:{shown(listing.root)} names all'
               ' such files, data.on_error=skip leaves them out'
           )
       shape = [len(images), *size, channels]
       yield np.array(images, np.uint8).reshape(shape), good, broken
 
 
-def _shown(path):
+def shown(path):
   """A path as it can be printed, whatever its encoding."""
   return os.fsencode(path).decode(errors='replace')

@@ -42,11 +42,13 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
 
 
 def _as_tensor(array):
-  """A tensor on the host, which shares a mapped file's memory."""
-  if not isinstance(array, np.memmap):
+  """A tensor on the host, which shares the array's memory if it can.
+
+  TensorFlow crashes on memory that is not aligned to 64 bytes. Mapped files are
+  aligned.
+  """
+  if array.ctypes.data % 64 or not array.flags.carray:
     return tf.constant(array)
-  # TensorFlow crashes on memory that is not aligned to 64 bytes. Mapped files
-  # are.
   return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 

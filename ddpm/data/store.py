@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import typing
@@ -23,6 +24,9 @@ from ddpm.runtime.errors import writing
 
 # Of the files' format, and of what decoding and resizing do.
 _VERSION = 1
+
+# Of Linux; Python 3.12 and older do not name it.
+_MAP_NORESERVE = 0x4000
 
 
 class Stored(typing.NamedTuple):
@@ -103,6 +107,7 @@ def _write(folder, make, name, count, shape):
         digest.update(data)
         with writing(part):
           file.write(data)
+          file.flush()
         labels.append(np.asarray(numbers, np.int32))
         broken += missing
         done += len(images) + missing
@@ -136,8 +141,12 @@ def _read(folder, shape):
   labels = np.load(os.path.join(folder, 'labels.npy'))
   with open(os.path.join(folder, 'facts.json')) as f:
     facts = json.load(f)
-  images = np.memmap(
-      os.path.join(folder, 'images'), np.uint8, 'c',
-      shape=(len(labels), *shape),
-  )  # fmt: skip
+  with open(os.path.join(folder, 'images'), 'rb') as f:
+    # Nothing writes to it. But DLPack refuses what is read-only, and without
+    # NORESERVE the kernel refuses what is larger than the memory.
+    mapped = mmap.mmap(
+        f.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+    )  # fmt: skip
+  images = np.frombuffer(mapped, np.uint8).reshape(len(labels), *shape)
   return Stored(images, labels, facts['digest'], facts['broken'])
