@@ -94,6 +94,8 @@ def test_images_as_they_are_trained_on(images):
   np.testing.assert_array_equal(loaded.images[:, 4, 4, 0], values)
   grey = catalog.load(f'folder:{images}', image_size=4, channels=1)
   assert grey.images.shape == (9, 4, 4, 1)
+  with pytest.raises(UserError, match='image_channels is 2, but image files'):
+    catalog.load(f'folder:{images}', image_size=4, channels=2)
 
 
 def test_the_second_start_decodes_nothing(images, monkeypatch):

@@ -71,6 +71,8 @@ def test_refuses_pictures(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r'a.png cannot be read as a picture'):
       pictures.read(str(path), (4, 4, 1), 'center_crop')
+  with pytest.raises(UserError, match='the model draws 2 channels'):
+    pictures.read(save(tmp_path / 'b.png', noise), (4, 4, 2), 'center_crop')
 
 
 def test_refuses_masks(tmp_path):

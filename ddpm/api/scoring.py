@@ -62,7 +62,6 @@ def score_run(
   )
   name = data or config.data.name
   settings = build.data_settings(config)
-  del settings['image_size'], settings['channels']
   if name != config.data.name:
     settings = {'data_dir': settings['data_dir'], 'resize': settings['resize']}
   if data_dir:
@@ -181,5 +180,3 @@ def make_evaluator(
       num_samples=num_samples,
       strategy=strategy,
   )
-
-

@@ -9,6 +9,7 @@ import os
 from absl import logging
 import numpy as np
 
+from ddpm.data import decode
 from ddpm.data import folder
 from ddpm.data import store
 from ddpm.runtime import words
@@ -129,13 +130,18 @@ def _mnist5k(split, size):
 def _folder(path, split, size, channels, resize, labels, on_error):
   if split != 'train':
     raise UserError(f'folder:{path} has no split {split!r}, only train')
+  if channels not in decode.MODES:
+    raise UserError(
+        f'model.image_channels is {channels}, but image files have 1 (grey), 3'
+        ' (RGB) or 4 (RGBA)'
+    )
   listing = folder.list_images(os.path.expanduser(path), labels)
 
   def make():
     for images, good, broken in folder.blocks(
         listing, size=size, channels=channels, rule=resize, on_error=on_error
     ):
-      yield images, listing.labels[good], len(broken)
+      yield images, listing.labels[good], broken
 
   stored = store.keep(
       ['folder', listing.identity, labels, resize, on_error],

@@ -1,7 +1,6 @@
 """What is in a folder of images, and what a training would make of it."""
 
 import collections
-from concurrent import futures
 import hashlib
 import io
 import os
@@ -14,7 +13,6 @@ from PIL import ImageOps
 
 from ddpm.data import decode
 from ddpm.data import folder
-from ddpm.runtime import cores
 from ddpm.runtime import png
 from ddpm.runtime import progress
 from ddpm.runtime import words
@@ -25,9 +23,6 @@ _LISTED = 20
 # Of the contact sheet: images, and the length of a tile's side in pixels.
 _TILES, _TILE = 48, 128
 _DARK = 0.25
-
-# Files that are held in memory at once.
-_BLOCK = 256
 
 
 class Facts(typing.NamedTuple):
@@ -76,7 +71,7 @@ def check(path, *, image_size, labels, rule, sheet):
   """
   listing = folder.list_images(os.path.expanduser(path), labels)
   facts = list(_look_at_all(listing))
-  names = list(map(folder.shown, listing.names))
+  names = listing.names
   broken = [i for i, f in enumerate(facts) if f.broken]
   good = [i for i, f in enumerate(facts) if not f.broken]
   lines = [
@@ -114,8 +109,9 @@ def check(path, *, image_size, labels, rule, sheet):
     ]
     _write_sheet(sheet, listing, good, rule)
     lines.append(f'contact sheet: {sheet}')
-  return Report([folder.shown(line) for line in lines],
-                [names[i] for i in broken])
+  return Report(
+      list(map(folder.shown, lines)), [names[i] for i in broken]
+  )
 
 
 def look_at(path):
@@ -145,11 +141,9 @@ def _look_at_all(listing):
   shown = progress.Progress(
       count, unit='image', line='{done} of {total} images', name='checking'
   )
-  with futures.ThreadPoolExecutor(cores.count()) as pool:
-    for first in range(0, count, _BLOCK):
-      last = min(first + _BLOCK, count)
-      yield from pool.map(look_at, map(listing.path, range(first, last)))
-      shown.update(last)
+  for i, facts in enumerate(folder.on_all_cores(look_at, listing)):
+    yield facts
+    shown.update(i + 1)
   shown.close()
 
 

@@ -14,7 +14,8 @@ _DAMAGE = (
     OverflowError, MemoryError, Image.DecompressionBombError,
 )  # fmt: skip
 
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+# By number of channels.
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
 class BrokenImage(Exception):
@@ -52,7 +53,7 @@ def decode(data, channels):
   except _DAMAGE as e:
     text = reason(e).partition(' <_io.')[0]  # Pillow names the bytes' address.
     raise BrokenImage(text) from e
-  image = _convert(image, _MODES[channels or _own_channels(image)])
+  image = _convert(image, MODES[channels or _own_channels(image)])
   return np.asarray(image).reshape(image.height, image.width, -1)
 
 

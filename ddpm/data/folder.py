@@ -84,7 +84,8 @@ def list_images(root, labels='folders'):
   classes, numbers = _classes(found, labels)
   digest = hashlib.sha256()
   for name in found:
-    digest.update(os.fsencode(name) + _stamp(os.path.join(root, name)))
+    stamp = files.stamp(os.path.join(root, name))
+    digest.update(os.fsencode(name) + f' {stamp}\n'.encode())
   return Listing(root, found, classes, numbers, digest.hexdigest())
 
 
@@ -168,18 +169,6 @@ def _is_image(name):
   return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
 
 
-def _stamp(path):
-  """What changes with a file's contents."""
-  try:
-    if files.is_in_bucket(path):
-      stat = tf.io.gfile.stat(path)
-      return f' {stat.length} {stat.mtime_nsec}\n'.encode()
-    stat = os.stat(path)
-    return f' {stat.st_size} {stat.st_mtime_ns}\n'.encode()
-  except (OSError, tf.errors.OpError):  # A link to nothing: broken, below.
-    return b' gone\n'
-
-
 def _classes(names, labels):
   """Names of the classes, and the number of each image's."""
   if labels == 'folders':
@@ -236,8 +225,8 @@ def blocks(listing, *, size, channels, rule, on_error):
     on_error: 'stop', or 'skip' to leave out broken images.
 
   Yields:
-    Images uint8 [n, H, W, C], their numbers in the listing, and the broken
-    ones' [(number, reason)].
+    Images uint8 [n, H, W, C], their numbers in the listing, and the number of
+    broken ones that were left out.
 
   Raises:
     UserError: an image is broken, and on_error is 'stop'.
@@ -250,9 +239,9 @@ def blocks(listing, *, size, channels, rule, on_error):
   def fit(image):
     return resize.fit(image, *size, rule)
 
-  def load(i):
+  def load(path):
     try:
-      image = read(listing.path(i), channels)
+      image = read(path, channels)
     except decode.BrokenImage as e:
       return e
     if image.shape[:2] == size:
@@ -260,24 +249,36 @@ def blocks(listing, *, size, channels, rule, on_error):
     return fit(image).numpy()
 
   count = len(listing.names)
-  with futures.ThreadPoolExecutor(cores.count()) as pool:
-    for first in range(0, count, _BLOCK):
-      numbers = range(first, min(first + _BLOCK, count))
-      images, good, broken = [], [], []
-      for i, image in zip(numbers, pool.map(load, numbers)):
-        if not isinstance(image, decode.BrokenImage):
-          images.append(image)
-          good.append(i)
-        elif on_error == 'skip':
-          broken.append((i, str(image)))
-        else:
-          raise UserError(
-              f'{shown(listing.path(i))} is broken: {image}; python -m'
-              f' ddpm.data check --data=folder:{shown(listing.root)} names all'
-              ' such files, data.on_error=skip leaves them out'
-          )
+  images, good, broken = [], [], 0
+  for i, image in enumerate(on_all_cores(load, listing)):
+    if not isinstance(image, decode.BrokenImage):
+      images.append(image)
+      good.append(i)
+    elif on_error == 'skip':
+      broken += 1
+    else:
+      raise UserError(
+          f'{shown(listing.path(i))} is broken: {image}; python -m'
+          f' ddpm.data check --data=folder:{shown(listing.root)} names all'
+          ' such files, data.on_error=skip leaves them out'
+      )
+    if i + 1 == count or (i + 1) % _BLOCK == 0:
       shape = [len(images), *size, channels]
       yield np.array(images, np.uint8).reshape(shape), good, broken
+      images, good, broken = [], [], 0
+
+
+def on_all_cores(function, listing):
+  """Applies a function to the path of each file of a listing.
+
+  Yields:
+    Its results, in the order of the files. Few are in memory at once.
+  """
+  count = len(listing.names)
+  with futures.ThreadPoolExecutor(cores.count()) as pool:
+    for first in range(0, count, _BLOCK):
+      part = range(first, min(first + _BLOCK, count))
+      yield from pool.map(function, map(listing.path, part))
 
 
 def shown(path):

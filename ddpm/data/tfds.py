@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from ddpm.data import resize as resize_lib
 from ddpm.data import store
+from ddpm.runtime import files
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
@@ -74,26 +75,17 @@ def load(
           f'data set {name!r} in {data_dir} cannot be read: {reason(e)}'
       ) from e
 
-  files = [
-      f'{f.filename} {f.skip} {f.take} {_stamp(f.filename)}'
+  parts = [
+      f'{f.filename} {f.skip} {f.take} {files.stamp(f.filename)}'
       for f in instructions
   ]
   return store.keep(
-      ['tfds', builder.info.full_name, image_key, label_key, resize, *files],
+      ['tfds', builder.info.full_name, image_key, label_key, resize, *parts],
       make,
       name=f'tfds:{name}',
       count=count,
       shape=(*image_size, channels),
   ), num_classes
-
-
-def _stamp(path):
-  """What changes with a file's contents."""
-  try:
-    stat = tf.io.gfile.stat(path)
-  except tf.errors.OpError:  # Told when it is read.
-    return 'gone'
-  return f'{stat.length} {stat.mtime_nsec}'
 
 
 def _channels(name, features, key):

@@ -44,13 +44,11 @@ class RealImages:
 
   def _load(self, split):
     name, shape = self._name, self.shape
-    loaded = catalog.load(
-        name,
-        split=split,
-        image_size=28 if name == 'mnist5k' else shape[:2],
-        channels=shape[-1],
-        **self._settings,
-    )
+    of_shape = {
+        'image_size': 28 if name == 'mnist5k' else shape[:2],
+        'channels': shape[-1],
+    }
+    loaded = catalog.load(name, split=split, **(self._settings | of_shape))
     source = sources.InMemory(
         loaded.images,
         loaded.labels if loaded.num_classes else None,

@@ -43,6 +43,23 @@ def is_in_bucket(path):
   return '://' in path
 
 
+def stamp(path):
+  """A string that changes with a file's contents: its size and time.
+
+  Args:
+    path: local, with a name in any encoding, or in a bucket. If there is no
+      such file, that is its stamp: reading it says why.
+  """
+  try:
+    if is_in_bucket(path):
+      stat = tf.io.gfile.stat(path)
+      return f'{stat.length} {stat.mtime_nsec}'
+    stat = os.stat(path)
+    return f'{stat.st_size} {stat.st_mtime_ns}'
+  except (OSError, tf.errors.OpError):
+    return 'gone'
+
+
 def make_writable_folder(path, *, name='the folder'):
   """Makes a folder if it is missing, and checks that it is writable.
 

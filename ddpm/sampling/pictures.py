@@ -32,9 +32,13 @@ def read(path, shape, rule):
     uint8 [H, W, C].
 
   Raises:
-    UserError: the file is not a picture.
+    UserError: the file is not a picture, or no picture has C channels.
   """
   height, width, channels = shape
+  if channels not in decode.MODES:
+    raise UserError(
+        f'{path}: the model draws {channels} channels, expected 1, 3 or 4'
+    )
   return resize.fit(_decode(path, channels), height, width, rule).numpy()
 
 

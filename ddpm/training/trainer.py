@@ -411,11 +411,10 @@ def _load_data(config):
     )
   labels = source.labels
   if config.data.unlabelled == 'null':
-    labels = np.where(labels == -1, classes, labels)
-    least, most = 0, classes
+    labels, most = np.where(labels == -1, classes, labels), classes
   else:
-    least, most = 0, classes - 1
-  wrong = (labels < least) | (labels > most)
+    most = classes - 1
+  wrong = (labels < 0) | (labels > most)
   if wrong.any():
     i = int(wrong.argmax())
     raise UserError(
