@@ -3,8 +3,9 @@
   python -m ddpm.data check --data=folder:PATH
   python -m ddpm.main --config=configs/folder.py:PATH --workdir=runs/mine
 
-Takes the size (32, 64, 128 or 256), whether there is color, and the classes
-from the images; see `ddpm.data.folder.suggest`. A network of middle size, with
+PATH may also be what `ddpm.data prepare` has written. Takes the size (32, 64,
+128 or 256), whether there is color, and the classes from the images; see
+`ddpm.data.folder.suggest`. A network of middle size, with
 the schedule and the prediction of configs/mnist5k.py. Not tuned: results depend
 on the images. For a CPU: --config.data.image_size=32 --config.model.channels=32
 """
@@ -20,6 +21,7 @@ from ddpm.runtime.errors import UserError
 
 with epy.lazy_imports():
   from ddpm.data import folder
+  from ddpm.data import tfds
 
 # Channels of each resolution, in `model.channels`, by size.
 _MULTIPLIERS = {
@@ -37,15 +39,20 @@ def get_config(path=''):
         ' configs/folder.py:PATH'
     )
   environment.import_tensorflow()
+  full = os.path.expanduser(path)
+  kind = 'prepared' if tfds.is_in(full) else 'folder'
   try:
-    found = folder.suggest(folder.list_images(os.path.expanduser(path)))
+    if kind == 'prepared':
+      found = tfds.suggest(tfds.builder_in(full), path)
+    else:
+      found = folder.suggest(folder.list_images(full))
   except UserError as e:
     # ml_collections passes this error through unchanged.
     raise flags.Error(f'--config=configs/folder.py:{path}: {e}') from e
 
   config = default.get_config()
 
-  config.data.name = f'folder:{path}'
+  config.data.name = f'{kind}:{path}'
   config.data.image_size = found.image_size
 
   config.model.image_channels = found.channels

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ddpm.data import catalog
 from ddpm.data import pipeline
+from ddpm.data import source as source_lib
 from ddpm.run import config as config_lib
 from ddpm.runtime.errors import UserError
 from ddpm.training import trainer as trainer_lib
@@ -45,7 +46,7 @@ def test_order_depends_on_the_seed_and_costs_nothing_to_enter():
 
 def source(n=10):
   images = np.arange(n, dtype=np.uint8)[:, None, None, None]
-  return catalog.Images(images, np.arange(n, dtype=np.int32), n)
+  return source_lib.Images(images, np.arange(n, dtype=np.int32), n)
 
 
 def elements(count, *, workers=1, worker=0, replicas=2, first_block=0, k=3):
@@ -215,7 +216,7 @@ def test_images_without_a_class(own_sets):
       'data.label_key': 'class',
       'model.num_classes': 3,
   })
-  message = r'2 images .* no class, such as number \d, whose label is -1, exp'
+  message = r'2 of 4 .* no class, such as number \d, whose label is -1, exp'
   with pytest.raises(UserError, match=message):
     trainer_lib._load_data(config)
   config.data.unlabelled = 'null'

@@ -12,7 +12,7 @@ from support import TINY_WITHOUT_XLA
 from ddpm.data import catalog
 from ddpm.data import check
 from ddpm.data import folder
-from ddpm.data import pipeline
+from ddpm.data import source
 from ddpm.data import store
 from ddpm.runtime import cache
 from ddpm.runtime.errors import UserError
@@ -148,7 +148,7 @@ def test_a_set_that_is_larger_than_the_memory(tmp_path):
   stored = store._read(str(tmp_path), (size, 1, 1))
   assert stored.images.shape == (1, size, 1, 1) and stored.images[0, -1] == 0
   # The dataset does not copy it either.
-  tensor = pipeline._as_tensor(stored.images)
+  tensor = source._as_tensor(stored.images)
   assert tensor.shape == stored.images.shape
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ddpm.data import source as source_lib
 from ddpm.metrics import sources
 from ddpm.runtime.errors import UserError
 
@@ -48,12 +49,15 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
 def test_identity_is_that_of_the_images(npz, tmp_path):
   identity = sources.samples(npz(images=IMAGES)).identity
   assert sources.samples(npz(images=IMAGES[::-1])).identity != identity
-  order = np.arange(10)
-  memory = sources.InMemory(IMAGES, None, order)
-  assert memory.identity == sources.InMemory(IMAGES, None, order).identity
   other = IMAGES.copy()
   other[3, 1, 2, 0] ^= 1
-  assert memory.identity != sources.InMemory(other, None, order).identity
+  same, again, changed = (
+      sources.Ordered(
+          source_lib.Images(images, np.zeros(10, np.int32), 0), np.arange(10)
+      ).identity
+      for images in (IMAGES, IMAGES.copy(), other)
+  )
+  assert same == again != changed
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Loads data sets by name."""
 
-import dataclasses
-import functools
-import hashlib
 import importlib.resources
 import os
 
@@ -11,42 +8,18 @@ import numpy as np
 
 from ddpm.data import decode
 from ddpm.data import folder
+from ddpm.data import source
 from ddpm.data import store
 from ddpm.runtime import words
 from ddpm.runtime.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-  """A data set.
-
-  Attributes:
-    images: uint8 [N, H, W, C], in memory or mapped from a file.
-    labels: int32 [N]; all 0 if the data set has no labels; -1 for an image
-      without one.
-    num_classes: 0 if the data set has no labels.
-    digest: hash of images and labels; None to compute it when it is needed.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  num_classes: int
-  known_digest: str | None = None
-
-  @functools.cached_property
-  def digest(self):
-    """Hash of images and labels."""
-    if self.known_digest:
-      return self.known_digest
-    digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
-    digest.update(np.ascontiguousarray(self.labels).data)
-    return digest.hexdigest()
+_SCHEMES = ('folder', 'prepared', 'tfds')
 
 
 def is_known(name):
   """Whether a data set's name is of a kind that `load` takes."""
   scheme, _, rest = name.partition(':')
-  return name == 'mnist5k' or (scheme in ('folder', 'tfds') and bool(rest))
+  return name == 'mnist5k' or (scheme in _SCHEMES and bool(rest))
 
 
 def load(
@@ -65,22 +38,23 @@ def load(
   """Loads a data set, decoding it if this machine has not done so before.
 
   Args:
-    name: 'mnist5k', 'folder:PATH' or 'tfds:NAME' with a name from
-      tensorflow-datasets.
+    name: 'mnist5k'; 'folder:PATH'; 'tfds:NAME' with a name from
+      tensorflow-datasets; or 'prepared:PATH', a folder with a data set that
+      `prepare` or tensorflow-datasets has written.
     image_size: height and width of the images, in pixels: a pair, or one number
       for both.
     channels: that a folder's images are converted to; None for 3. Other data
       sets have their own.
     split: 'train', 'test' or in TFDS notation, such as 'train[:1000]'. mnist5k
       and folders have only 'train'.
-    data_dir: folder of prepared data sets of tensorflow-datasets.
+    data_dir: folder of the data sets of tensorflow-datasets.
     resize: one of `resize.RULES`.
     labels: of a folder, one of `folder.LABELS`.
     image_key, label_key: features of a data set of tensorflow-datasets.
     on_error: 'stop' or 'skip', at a folder's broken images.
 
   Returns:
-    `Images`.
+    A source, see `source`.
 
   Raises:
     UserError: the name or split is unknown, the data is missing or cannot be
@@ -88,8 +62,8 @@ def load(
   """
   if not is_known(name):
     raise UserError(
-        f'data set {name!r} is unknown, expected mnist5k, folder:PATH or'
-        ' tfds:NAME, such as tfds:mnist'
+        f'data set {name!r} is unknown, expected mnist5k, folder:PATH,'
+        ' prepared:PATH or tfds:NAME, such as tfds:mnist'
     )
   scheme, _, rest = name.partition(':')
   size = tuple(np.broadcast_to(image_size, 2).tolist())
@@ -100,16 +74,19 @@ def load(
   # Imported lazily, because the import is slow.
   from ddpm.data import tfds as tfds_images
 
-  stored, num_classes = tfds_images.load(
-      rest,
-      data_dir=os.path.expanduser(data_dir),
+  if scheme == 'prepared':
+    builder = tfds_images.builder_in(os.path.expanduser(rest))
+  else:
+    builder = tfds_images.builder(rest, os.path.expanduser(data_dir))
+  return tfds_images.load(
+      builder,
+      name=name,
       split=split,
       image_size=size,
       resize=resize,
       image_key=image_key,
       label_key=label_key,
   )
-  return Images(stored.images, stored.labels, num_classes, stored.digest)
 
 
 def _mnist5k(split, size):
@@ -124,7 +101,8 @@ def _mnist5k(split, size):
   file = importlib.resources.files('ddpm.data') / 'mnist5k.npz'
   with file.open('rb') as f:
     arrays = np.load(f)
-    return Images(arrays['images'], arrays['labels'].astype(np.int32), 10)
+    labels = arrays['labels'].astype(np.int32)
+    return source.Images(arrays['images'], labels, 10, name='mnist5k')
 
 
 def _folder(path, split, size, channels, resize, labels, on_error):
@@ -155,6 +133,7 @@ def _folder(path, split, size, channels, resize, labels, on_error):
         'folder:%s: %d of %d images are broken and left out',
         folder.shown(path), stored.broken, len(listing.names),
     )  # fmt: skip
-  return Images(
-      stored.images, stored.labels, len(listing.classes), stored.digest
-  )
+  return source.Images(
+      stored.images, stored.labels, len(listing.classes), stored.digest,
+      f'folder:{folder.shown(path)}',
+  )  # fmt: skip

@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import io
+import math
 import os
 import shlex
 import typing
@@ -58,7 +59,7 @@ def check(path, *, image_size, labels, rule, sheet):
 
   Args:
     path: the folder.
-    image_size: to train at; None for the suggested one.
+    image_size: (height, width) to train at; None for the suggested one.
     labels: one of `folder.LABELS`.
     rule: one of `resize.RULES`.
     sheet: path of the contact sheet to write.
@@ -80,7 +81,7 @@ def check(path, *, image_size, labels, rule, sheet):
   suggestion = None
   if good:
     suggestion = folder.suggest(listing)
-    size = image_size or suggestion.image_size
+    size = image_size or (suggestion.image_size,) * 2
     lines += _describe([facts[i] for i in good], size)
   lines += _describe_classes(listing)
   lines += _list('broken', [f'{names[i]}: {facts[i].broken}' for i in broken])
@@ -91,8 +92,9 @@ def check(path, *, image_size, labels, rule, sheet):
   lines += _list('alike', [_joined(names, group) for group in alike])
   if good:
     settings = [f'--config=configs/folder.py:{path}']
-    if size != suggestion.image_size:
-      settings.append(f'--config.data.image_size={size}')
+    if size != (suggestion.image_size,) * 2:
+      text = size[0] if size[0] == size[1] else str(size)
+      settings.append(f'--config.data.image_size={text}')
     if labels != 'folders':
       settings.append(f'--config.data.labels={labels}')
       settings.append(f'--config.model.num_classes={len(listing.classes)}')
@@ -100,14 +102,14 @@ def check(path, *, image_size, labels, rule, sheet):
       settings.append(f'--config.data.resize={rule}')
     if broken:
       settings.append('--config.data.on_error=skip')
-    memory = len(good) * size * size * suggestion.channels
+    memory = len(good) * math.prod(size) * suggestion.channels
     lines += [
-        f'training at {size} x {size} x {suggestion.channels}:'
+        f'training at {words.dimensions((*size, suggestion.channels))}:'
         f' {memory / 2**20:,.1f} MiB decoded; an epoch is'
         f' {-(-len(good) // 64):,} steps of 64 images',
         f'to train: python -m ddpm.main {shlex.join(settings)} --workdir=...',
     ]
-    _write_sheet(sheet, listing, good, rule)
+    _write_sheet(sheet, listing, good, size, rule)
     lines.append(f'contact sheet: {sheet}')
   return Report(
       list(map(folder.shown, lines)), [names[i] for i in broken]
@@ -159,8 +161,10 @@ def _describe(facts, size):
   )
   modes = collections.Counter(f.mode for f in facts).most_common()
   yield 'kinds: ' + ', '.join(f'{mode} {count:,}' for mode, count in modes)
-  if small := sum(side < size for side, *_ in sides):
-    yield f'smaller than {size} x {size}: {small:,}, which are enlarged'
+  height, width = size
+  if small := sum(h < height or w < width for _, h, w in sides):
+    than = words.dimensions(size)
+    yield f'smaller than {than}: {small:,}, which are enlarged'
 
 
 def _describe_classes(listing):
@@ -196,24 +200,25 @@ def _list(title, findings):
   return lines
 
 
-def _write_sheet(path, listing, good, rule):
+def _write_sheet(path, listing, good, size, rule):
   """Writes some images, with what the crop cuts off dark."""
   chosen = [good[i] for i in np.linspace(0, len(good) - 1, _TILES, dtype=int)]
-  tiles = [_tile(listing.path(i), rule) for i in dict.fromkeys(chosen)]
+  tiles = [_tile(listing.path(i), size, rule) for i in dict.fromkeys(chosen)]
   png.write_png(path, png.grid(np.stack(tiles), columns=8))
 
 
-def _tile(path, rule):
+def _tile(path, size, rule):
   image = Image.fromarray(folder.read(path, 3))
   if rule == 'stretch':
-    return np.asarray(image.resize((_TILE, _TILE)))
+    image = image.resize((size[1], size[0]))
   image = np.asarray(ImageOps.contain(image, (_TILE, _TILE)))
   height, width, _ = image.shape
   if rule == 'center_crop':
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    cut = min(height / size[0], width / size[1])
+    cut_h, cut_w = round(size[0] * cut), round(size[1] * cut)
+    top, left = (height - cut_h) // 2, (width - cut_w) // 2
     kept = np.zeros([height, width, 1], bool)
-    kept[top : top + side, left : left + side] = True
+    kept[top : top + cut_h, left : left + cut_w] = True
     image = np.where(kept, image, (image * _DARK).astype(np.uint8))
   below, right = _TILE - height, _TILE - width
   return np.pad(image, [

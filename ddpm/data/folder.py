@@ -135,13 +135,17 @@ def suggest(listing):
     color = color or bool((image != image[..., :1]).any())
   if not sides:
     raise UserError(f'no image can be decoded, the first is {broken}')
-  fits = [size for size in SIZES if np.median(sides) >= size]
   return Suggestion(
       images=count,
-      image_size=fits[-1] if fits else SIZES[0],
+      image_size=size_for(np.median(sides)),
       channels=3 if color else 1,
       num_classes=len(listing.classes),
   )
+
+
+def size_for(side):
+  """The largest of SIZES that images of a shorter side have, or the least."""
+  return max((size for size in SIZES if size <= side), default=SIZES[0])
 
 
 def _walk(root):

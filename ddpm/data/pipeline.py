@@ -41,17 +41,6 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
   )
 
 
-def _as_tensor(array):
-  """A tensor on the host, which shares the array's memory if it can.
-
-  TensorFlow crashes on memory that is not aligned to 64 bytes. Mapped files are
-  aligned.
-  """
-  if array.ctypes.data % 64 or not array.flags.carray:
-    return tf.constant(array)
-  return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-
-
 def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   """One worker's share of all batches, in blocks of steps.
 
@@ -60,7 +49,7 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   at step k * steps_per_block. Each element is one replica's share of a block.
 
   Args:
-    source: `Images`.
+    source: see `source`.
     seed: integer.
     batch_size: global batch size B, divisible by the number of replicas.
     first_block: block to start at; earlier ones cost nothing.
@@ -76,8 +65,6 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   local_replicas = (
       context.num_replicas_in_sync // context.num_input_pipelines
   )
-  images = _as_tensor(source.images)
-  labels = tf.constant(source.labels)
 
   def part(i):
     block = first_block + i // local_replicas
@@ -89,21 +76,20 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
         tf.repeat(steps, b),
         tf.tile(positions, [steps_per_block]),
         batch_size=batch_size,
-        num_images=len(source.images),
+        num_images=len(source),
     )
-    indices = tf.reshape(indices, [steps_per_block, b])
     return {
-        'image': tf.gather(images, indices),
-        'label': tf.gather(labels, indices),
+        'index': tf.reshape(indices, [steps_per_block, b]),
         'position': tf.tile(positions[None], [steps_per_block, 1]),
     }
 
   # Longer than any run.
-  dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
+  parts = tf.data.Dataset.range(np.iinfo(np.int64).max).map(part)
   options = tf.data.Options()
   # There is nothing to tune, and the tuner's thread can hang the end of a run
   # (see `strategy.iterate`).
   options.autotune.enabled = False
   # Nor to optimize, which would copy the images.
   options.experimental_optimization.apply_default_optimizations = False
-  return dataset.map(part).prefetch(local_replicas).with_options(options)
+  dataset = source.read(parts).prefetch(local_replicas)
+  return dataset.with_options(options)

@@ -67,21 +67,28 @@ def keep(identity, make, *, name, count, shape):
   folder = os.path.join(cache.folder(), 'images', key)
   with writing(folder):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-  with _one_at_a_time(folder + '.lock', name):
+  waiting = f'another process decodes {name}: waiting for it'
+  with one_at_a_time(folder + '.lock', waiting):
     if not os.path.exists(folder):
       _write(folder, make, name, count, shape)
   return _read(folder, shape)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path, name):
+def one_at_a_time(path, message):
+  """A context that one process of this machine at a time is in.
+
+  Args:
+    path: of a file to lock, which is made.
+    message: to log if there is a wait.
+  """
   with writing(path):
     file = open(path, 'w')
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      logging.info('another process decodes %s: waiting for it', name)
+      logging.info('%s', message)
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
 

@@ -17,7 +17,7 @@ class RealImages:
     shape: (H, W, C).
 
   Args:
-    name: 'mnist5k', 'tfds:NAME' or 'folder:PATH'.
+    name: see `catalog.load`.
     shape: (H, W, C) of the samples. Images of other sizes are resized.
     **settings: how the data is read: arguments of `catalog.load`.
   """
@@ -25,7 +25,8 @@ class RealImages:
   def __init__(self, name, shape, **settings):
     if not catalog.is_known(name):
       raise BadArgument(
-          f'data is {name!r}, expected mnist5k, tfds:NAME or folder:PATH'
+          f'data is {name!r}, expected mnist5k, folder:PATH, prepared:PATH or'
+          ' tfds:NAME'
       )
     self._name = name
     self.shape = tuple(shape)
@@ -49,12 +50,7 @@ class RealImages:
         'channels': shape[-1],
     }
     loaded = catalog.load(name, split=split, **(self._settings | of_shape))
-    source = sources.InMemory(
-        loaded.images,
-        loaded.labels if loaded.num_classes else None,
-        _order(len(loaded.images)),
-        digest=loaded.digest,
-    )
+    source = sources.Ordered(loaded, _order(len(loaded)))
     if tuple(source.shape) != shape:
       raise UserError(
           f'the samples are {words.dimensions(shape)}, but the images of {name}'

@@ -1,8 +1,8 @@
 """Sets of images to score, or to score against, read in blocks.
 
 A source has `shape` (H, W, C), a length N, `identity`, a string that changes
-with its images, `labels`, int32 [N] or None, and `read(start, stop)` -> uint8
-[stop - start, H, W, C].
+with its images, `labels`, int32 [N], of which slices are taken, or None, and
+`read(start, stop)` -> uint8 [stop - start, H, W, C].
 """
 
 import hashlib
@@ -21,31 +21,37 @@ from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 
-class InMemory:
-  """Images in memory.
+class Ordered:
+  """A data set's images, in some order.
 
   Args:
-    images: uint8 [N, H, W, C].
-    labels: int32 [N], or None.
-    order: int64 [N]: the source's k-th image is images[order[k]].
-    digest: hash of images and labels, if it is known.
+    source: `data.source`.
+    order: int64 [N]: the k-th image is the data set's image order[k].
   """
 
-  def __init__(self, images, labels, order, digest=None):
-    self.shape = images.shape[1:]
-    self.labels = None if labels is None else labels[order]
-    self._images = images
+  def __init__(self, source, order):
+    self.shape = tuple(source.shape)
+    self.labels = _Labels(source, order) if source.num_classes else None
+    self.identity = f'{source.digest} {(len(source), *self.shape)}'
+    self._source = source
     self._order = order
-    if digest is None:
-      pixels = np.ascontiguousarray(images).data
-      digest = hashlib.sha256(pixels).hexdigest()
-    self.identity = f'{digest} {images.shape}'
 
   def __len__(self):
     return len(self._order)
 
   def read(self, start, stop):
-    return self._images[self._order[start:stop]]
+    return self._source.gather(self._order[start:stop])
+
+
+class _Labels:
+  """Labels that are read when they are needed."""
+
+  def __init__(self, source, order):
+    self._source = source
+    self._order = order
+
+  def __getitem__(self, part):
+    return self._source.labels_of(self._order[part])
 
 
 class Folder:

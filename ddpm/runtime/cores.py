@@ -28,20 +28,24 @@ def cgroup_quota():
   """
   quotas = [
       quota
-      for folder in _cgroup_folders()
+      for folder in cgroup_folders('cpu')
       if (quota := _quota_of(folder)) is not None
   ]
   return min(quotas, default=None)
 
 
-def _cgroup_folders():
-  """Folders of the process's cgroups for the CPU, and of all above them."""
+def cgroup_folders(controller):
+  """Folders of the process's cgroups for a controller, and of all above them.
+
+  Args:
+    controller: 'cpu' or 'memory'.
+  """
   for line in read(f'{_PROC}/self/cgroup').splitlines():
     number, controllers, path = line.split(':', 2)
     if number == '0':  # Version 2; `unified` beside version 1.
       mounts = [_CGROUPS, f'{_CGROUPS}/unified']
-    elif 'cpu' in controllers.split(','):
-      mounts = [f'{_CGROUPS}/{controllers}', f'{_CGROUPS}/cpu']
+    elif controller in controllers.split(','):
+      mounts = [f'{_CGROUPS}/{controllers}', f'{_CGROUPS}/{controller}']
     else:
       continue
     # In a container the path may be the host's, and only its root is there.

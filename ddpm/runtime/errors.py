@@ -37,6 +37,15 @@ def reason(error):
 
 
 @contextlib.contextmanager
+def reading(path):
+  """Turns file system errors into a UserError that names the path."""
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as e:
+    raise UserError(f'{path} cannot be read: {reason(e)}') from e
+
+
+@contextlib.contextmanager
 def writing(path):
   """Turns file system errors into a UserError that names the path."""
   try:

@@ -29,8 +29,8 @@ def start(main, define_flags, check_flags=lambda: None, *, commands=()):
     define_flags: function () that defines the program's flags. They are
       defined here, not on import, so that several programs can be imported
       together.
-    check_flags: function () that raises UserError for what is wrong without
-      TensorFlow.
+    check_flags: function with main's arguments that raises UserError for what
+      is wrong without TensorFlow.
     commands: names, one of which has to be the first argument.
   """
 
@@ -55,7 +55,7 @@ def start(main, define_flags, check_flags=lambda: None, *, commands=()):
     if rest := argv[1 + len(chosen) :]:
       _exit(f'unknown argument {rest[0]!r}: flags start with --')
     try:
-      check_flags()
+      check_flags(*chosen)
       environment.import_tensorflow()
       return main(*chosen)
     except BadArgument as e:

@@ -1,7 +1,6 @@
 """The training loop, from top to bottom."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -171,7 +170,7 @@ class Trainer:
     self._source = _load_data(config)
     self.data = {
         'name': config.data.name,
-        'images': len(self._source.images),
+        'images': len(self._source),
         'digest': self._source.digest,
     }
     self._model = build.make_model(config)
@@ -231,7 +230,8 @@ class Trainer:
     while step < event and not stopped:
       first = step % steps_per_loop
       if self._block is None or first == 0:
-        self._block = next(self._blocks)
+        with self._source.reading():
+          self._block = next(self._blocks)
       last = min(first + event - step, steps_per_loop)
       if not self._compiled:
         last = first + 1  # To log when compiling is done.
@@ -395,7 +395,7 @@ def _load_data(config):
   source = catalog.load(
       name, split=config.data.split, **build.data_settings(config)
   )
-  channels = source.images.shape[-1]
+  channels = source.shape[-1]
   if channels != config.model.image_channels:
     raise UserError(
         f'config.model.image_channels is {config.model.image_channels}, but the'
@@ -409,20 +409,7 @@ def _load_data(config):
         f'config.model.num_classes is {classes}, but {name} has'
         f' {source.num_classes}'
     )
-  labels = source.labels
-  if config.data.unlabelled == 'null':
-    labels, most = np.where(labels == -1, classes, labels), classes
-  else:
-    most = classes - 1
-  wrong = (labels < 0) | (labels > most)
-  if wrong.any():
-    i = int(wrong.argmax())
-    raise UserError(
-        f'{wrong.sum():,} images of {name} have no class, such as number {i},'
-        f' whose label is {labels[i]}, expected 0 to {classes - 1}: use another'
-        ' split, or data.unlabelled=null with train.label_dropout'
-    )
-  return dataclasses.replace(source, labels=labels)
+  return source.with_classes(classes, config.data.unlabelled)
 
 
 def _not_finite(step, metrics):

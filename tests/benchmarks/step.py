@@ -86,6 +86,7 @@ def make_trainer(config):
   import numpy as np
 
   from ddpm.data import catalog
+  from ddpm.data import source
   from ddpm.run import build
   from ddpm.training import trainer as trainer_lib
 
@@ -94,7 +95,7 @@ def make_trainer(config):
       0, 256, [1000, size, size, channels], np.uint8
   )
   labels = np.zeros([1000], np.int32)
-  catalog.load = lambda *args, **kwargs: catalog.Images(images, labels, 0)
+  catalog.load = lambda *args, **kwargs: source.Images(images, labels, 0)
   return trainer_lib.Trainer(config, build.make_strategy(config))
 
 
