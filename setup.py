@@ -1,6 +1,6 @@
 """Installs ddpm: `pip install -e .`.
 
-Extras: `gpu`, `tensorboard`, `efficientnet`, `aot`, `test`, `oracle`.
+Extras: `gpu`, `tensorboard`, `efficientnet`, `beam`, `aot`, `test`, `oracle`.
 """
 
 import os
@@ -76,6 +76,9 @@ setuptools.setup(
             'nvidia-cuda-runtime-cu12==12.9.79',
             'nvidia-nvjitlink-cu12==12.9.86',
         ],
+        # For ddpm.data prepare on several machines, and for data sets of
+        # tensorflow-datasets that need it.
+        'beam': ['apache-beam>=2.60,<3'],
         # For ddpm.evaluate --features=efficientnet.
         'efficientnet': [EFFICIENTNET],
         # The independent implementation for tests/test_diffusers.py. If

@@ -101,6 +101,77 @@ def test_the_way_up_and_the_first_frame():
   np.testing.assert_array_equal(decode.decode(film, 1)[..., 0], RAMP)
 
 
+def photo(mode, size=(37, 22)):
+  noise = np.random.default_rng(0).integers(0, 256, [5, 6, 3], np.uint8)
+  image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+  return image.convert(mode)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:0'])
+def test_tensorflow_decodes_jpeg_to_the_same_pixels(
+    mode, orientation, subsampling
+):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encode(
+      photo(mode), 'jpeg', quality=80, subsampling=subsampling, exif=exif
+  )
+  for channels in (1, 3):
+    plain = decode.is_plain(data, channels)
+    if (mode, channels) == ('RGB', 1):
+      assert plain == 0  # TensorFlow takes another luma.
+      continue
+    assert plain == orientation
+    np.testing.assert_array_equal(
+        decode.decode_plain(data, tf.constant(plain), channels),
+        decode.decode(data, channels),
+    )
+
+
+def test_tensorflow_decodes_png_to_the_same_pixels():
+  for mode in ('L', 'RGB'):
+    data = encode(photo(mode))
+    assert decode.is_plain(data, 3) == 1
+    np.testing.assert_array_equal(
+        decode.decode_plain(data, tf.constant(1), 3), decode.decode(data, 3)
+    )
+
+
+@pytest.mark.parametrize('kind', ['bmp', 'webp', 'gif', 'tiff', 'mpo'])
+def test_what_tensorflow_decodes_otherwise_is_not_plain(kind):
+  assert decode.is_plain(encode(photo('RGB'), kind), 3) == 0
+
+
+def test_modes_that_tensorflow_decodes_otherwise_are_not_plain():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  turned = encode(photo('RGB'), exif=exif)
+  assert decode.decode(turned, 3).shape == (37, 22, 3)
+  files = [
+      turned,
+      *(encode(photo('RGB').convert(m)) for m in ('P', '1', 'LA', 'RGBA')),
+      encode(photo('RGB').convert('CMYK'), 'jpeg'),
+      encode(grey(np.uint16, 257)),
+      encode(photo('RGB'), transparency=(0, 0, 0)),
+      b'',
+      b'no image',
+  ]
+  assert [decode.is_plain(data, 3) for data in files] == [0] * len(files)
+  assert decode.is_plain(encode(photo('RGB')), 4) == 0
+
+
+def test_to_png_keeps_pixels():
+  for channels in (1, 3, 4):
+    image = np.random.default_rng(0).integers(0, 256, [5, 7, channels])
+    image = image.astype(np.uint8)
+    np.testing.assert_array_equal(
+        decode.decode_plain(decode.to_png(image), tf.constant(1), channels),
+        image,
+    )
+
+
 def test_broken_files_are_told_apart(monkeypatch):
   noise = np.random.default_rng(0).integers(0, 256, [64, 64], np.uint8)
   whole = encode(Image.fromarray(noise))

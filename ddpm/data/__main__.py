@@ -15,6 +15,8 @@ other machines read. If it is killed, the same command goes on. On a cluster of
 Apache Beam: --beam_runner=FlinkRunner, for example.
 """
 
+import importlib.util
+
 from absl import flags
 from etils import epy
 
@@ -111,6 +113,10 @@ def check_flags(command):
   if FLAGS.beam_pipeline_options and not FLAGS.beam_runner:
     raise UserError(
         '--beam_pipeline_options needs --beam_runner, DirectRunner for example'
+    )
+  if FLAGS.beam_runner and not importlib.util.find_spec('apache_beam'):
+    raise UserError(
+        "--beam_runner needs Apache Beam: pip install -e '.[beam]'"
     )
 
 

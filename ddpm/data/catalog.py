@@ -22,6 +22,24 @@ def is_known(name):
   return name == 'mnist5k' or (scheme in _SCHEMES and bool(rest))
 
 
+def is_here(name, data_dir):
+  """Whether a data set is on this machine, or in a folder that it sees."""
+  scheme, _, rest = name.partition(':')
+  if scheme != 'tfds':
+    return True
+  from ddpm.data import tfds as tfds_images
+
+  return tfds_images.is_prepared(rest, os.path.expanduser(data_dir))
+
+
+def fetch(name, data_dir):
+  """Downloads and prepares a data set if it is not here; see `load`."""
+  if not is_here(name, data_dir):
+    from ddpm.data import tfds as tfds_images
+
+    tfds_images.builder(name.partition(':')[2], os.path.expanduser(data_dir))
+
+
 def load(
     name,
     *,

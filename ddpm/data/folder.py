@@ -1,6 +1,5 @@
 """A folder of image files."""
 
-from concurrent import futures
 import dataclasses
 import hashlib
 import itertools
@@ -28,8 +27,11 @@ SIZES = (32, 64, 128, 256)
 # Images that a suggestion is based on.
 _SAMPLE = 64
 
-# Files that are decoded before any of them is passed on.
+# Images that are decoded before any of them is passed on.
 _BLOCK = 256
+
+# Files that are read by one call, and calls at once.
+_READ, _READS = 32, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,53 +238,86 @@ def blocks(listing, *, size, channels, rule, on_error):
     UserError: an image is broken, and on_error is 'stop'.
   """
 
-  @tf.function(
-      input_signature=[tf.TensorSpec([None, None, channels], tf.uint8)],
-      autograph=False,
-  )
-  def fit(image):
-    return resize.fit(image, *size, rule)
-
-  def load(path):
+  count, first = len(listing.names), 0
+  while first < count:
     try:
-      image = read(path, channels)
-    except decode.BrokenImage as e:
-      return e
-    if image.shape[:2] == size:
-      return image
-    return fit(image).numpy()
-
-  count = len(listing.names)
-  images, good, broken = [], [], 0
-  for i, image in enumerate(on_all_cores(load, listing)):
-    if not isinstance(image, decode.BrokenImage):
-      images.append(image)
-      good.append(i)
-    elif on_error == 'skip':
-      broken += 1
-    else:
-      raise UserError(
-          f'{shown(listing.path(i))} is broken: {image}; python -m'
-          f' ddpm.data check --data=folder:{shown(listing.root)} names all'
-          ' such files, data.on_error=skip leaves them out'
+      for part in _examples(listing, range(first, count), size, channels, rule):
+        yield _whole(listing, first, *part, on_error)
+        first += len(part[0])
+    except tf.errors.InvalidArgumentError:
+      # TensorFlow cannot read one of the next: perhaps Pillow can.
+      block = range(first, min(first + _BLOCK, count))
+      examples = _examples(
+          listing, block, size, channels, rule, by_pillow=True
       )
-    if i + 1 == count or (i + 1) % _BLOCK == 0:
-      shape = [len(images), *size, channels]
-      yield np.array(images, np.uint8).reshape(shape), good, broken
-      images, good, broken = [], [], 0
+      yield _whole(listing, first, *next(examples), on_error)
+      first = block.stop
 
 
-def on_all_cores(function, listing):
-  """Applies a function to the path of each file of a listing.
+def _examples(listing, numbers, size, channels, rule, *, by_pillow=False):
+  """Yields blocks of images, and what is wrong with each: '' if nothing."""
 
-  Yields:
-    Its results, in the order of the files. Few are in memory at once.
-  """
-  count = len(listing.names)
-  with futures.ThreadPoolExecutor(cores.count()) as pool:
-    for first in range(0, count, _BLOCK):
-      part = range(first, min(first + _BLOCK, count))
-      yield from pool.map(function, map(listing.path, part))
+  def load(numbers):
+    """Files that TensorFlow decodes, their orientations, what is wrong."""
+    found = [
+        _load(listing.path(number), channels, by_pillow) for number in numbers
+    ]
+    data, orientations, broken = zip(*found)
+    return (
+        np.array(data, object),
+        np.array(orientations),
+        np.array(broken, object),
+    )
+
+  def example(data, orientation, broken):
+    image = decode.decode_plain(data, orientation, channels)
+    image.set_shape([None, None, channels])
+    return resize.fit(image, *size, rule), broken
+
+  def read(numbers):
+    types = [tf.string, tf.int64, tf.string]
+    # Several files at once, as each call of Python has its price.
+    parts = tf.numpy_function(load, [numbers], types, stateful=False)
+    return tuple(tf.ensure_shape(part, [None]) for part in parts)
+
+  # More than cores: large images take longer than others.
+  calls = 2 * cores.count()
+  yield from (
+      tf.data.Dataset.range(numbers.start, numbers.stop)
+      .batch(_READ)
+      .map(read, num_parallel_calls=_READS, deterministic=True)
+      .unbatch()
+      .map(example, num_parallel_calls=calls, deterministic=True)
+      .batch(_BLOCK)
+      .prefetch(1)
+      .as_numpy_iterator()
+  )
+
+
+def _load(path, channels, by_pillow):
+  """A file as TensorFlow decodes it, its orientation, and what is wrong."""
+  try:
+    data = read_bytes(path)
+    orientation = 0 if by_pillow else decode.is_plain(data, channels)
+    if not orientation:
+      data, orientation = decode.to_png(decode.decode(data, channels)), 1
+    return data, orientation, ''
+  except decode.BrokenImage as e:
+    return decode.to_png(np.zeros([1, 1, channels], np.uint8)), 1, str(e)
+
+
+def _whole(listing, first, images, broken, on_error):
+  """A block as `blocks` yields it; `first` is the number of its first image."""
+  whole = np.array([not text for text in broken])
+  if on_error == 'stop' and not whole.all():
+    i = int(whole.argmin())
+    root = shown(listing.root)
+    raise UserError(
+        f'{shown(listing.path(first + i))} is broken: {broken[i].decode()};'
+        f' python -m ddpm.data check --data=folder:{root} names all such files,'
+        ' data.on_error=skip leaves them out'
+    )
+  return images[whole], first + np.flatnonzero(whole), int(np.sum(~whole))
 
 
 def shown(path):

@@ -11,6 +11,10 @@ import tensorflow as tf
 
 from ddpm import rng
 
+# Several blocks per replica are under way: on the device, and ready on the
+# host.
+_BLOCK_BYTES = 32 * 2**20
+
 
 def batch_indices(seed, step, positions, *, batch_size, num_images):
   """Returns the images at given positions of a step's batch.
@@ -39,6 +43,16 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
       max_index=tf.constant(num_images - 1, tf.int64),
       rounds=4,
   )
+
+
+def steps_per_block(steps_per_loop, image_bytes):
+  """Steps whose images reach a replica in one block.
+
+  Args:
+    steps_per_loop: `config.train.steps_per_loop`, the most.
+    image_bytes: of a replica's images in a step.
+  """
+  return max(1, min(steps_per_loop, _BLOCK_BYTES // image_bytes))
 
 
 def batches(source, *, seed, batch_size, first_block, steps_per_block, context):

@@ -58,7 +58,7 @@ class Options:
 
   Attributes:
     data: 'folder:PATH', 'tfds:NAME' or 'prepared:PATH'.
-    split: of the source; 'train' for a folder. Also the result's.
+    split: of the source, in TFDS notation; 'train' for a folder.
     image_size: (height, width).
     channels: of the images.
     resize: one of `resize.RULES`.
@@ -80,10 +80,15 @@ class Options:
   label_key: str
   encoding: str
 
+  @property
+  def name(self):
+    """The result's split: that of 'train[:1000]' is 'train'."""
+    return self.split.partition('[')[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What DIR/prepare-SPLIT.json says.
+  """What DIR/prepare-train.json says.
 
   Attributes:
     options: `Options`.
@@ -103,9 +108,9 @@ class Plan:
     return range(*edges)
 
 
-def plan_in(out, split):
-  """The plan of a folder's split, None if there is none."""
-  path = _plan_path(out, split)
+def _plan_in(out, options):
+  """The plan of a split in a folder, None if there is none."""
+  path = _plan_path(out, options)
   if not os.path.exists(path):
     return None
   try:
@@ -125,9 +130,8 @@ def prepare(out, *, run=None, image_size=None, channels=None, **settings):
 
   Args:
     out: the folder to write to, local or mounted.
-    run: function (write, shards) that calls `write` with each of the shards,
-      in any order, on any machine; None to write one after the other here,
-      each on all cores.
+    run: `beam.Beam`; None to write one shard after the other here, each on
+      all cores.
     image_size: (height, width); None for the source's own, or what
       `folder.suggest` says.
     channels: the same.
@@ -147,14 +151,16 @@ def prepare(out, *, run=None, image_size=None, channels=None, **settings):
     )
   out = os.path.abspath(os.path.expanduser(out))
   files.make_writable_folder(out, name='--out')
-  options = _complete(image_size, channels, settings)
+  options = _complete(
+      image_size, channels, settings, download=run.download if run else {}
+  )
   with store.one_at_a_time(
       os.path.join(out, f'.{_NAME}.lock'),
       f'another process prepares {out}: waiting for it',
   ):
     plan = _make_plan(options, out)
     for name in os.listdir(out):
-      if name.startswith(f'.{_NAME}-{options.split}.'):
+      if name.startswith(f'.{_NAME}-{options.name}.'):
         os.remove(os.path.join(out, name))  # Of a process that was killed.
     missing = [
         shard for shard in range(plan.shards)
@@ -177,7 +183,7 @@ def prepare(out, *, run=None, image_size=None, channels=None, **settings):
   ]
 
 
-def _complete(image_size, channels, settings):
+def _complete(image_size, channels, settings, download):
   """`Options`, with what the source says for what was not given."""
   scheme, _, path = settings['data'].partition(':')
   if scheme == 'folder':
@@ -191,9 +197,10 @@ def _complete(image_size, channels, settings):
       channels = channels or found.channels
     return Options(image_size=image_size, channels=channels, **settings)
   shape = tfds_images.image_shape(
-      _builder(settings['data'], settings['data_dir']), settings['data'],
+      _builder(settings['data'], settings['data_dir'], **download),
+      settings['data'],
       settings['image_key'],
-  )  # fmt: skip
+  )
   if channels not in (None, shape[-1]):
     raise UserError(
         f'--image_channels is {channels}, but the images of {settings["data"]}'
@@ -208,20 +215,20 @@ def _complete(image_size, channels, settings):
   return Options(image_size=image_size, channels=shape[-1], **settings)
 
 
-def _builder(data, data_dir):
+def _builder(data, data_dir, **download):
   scheme, _, name = data.partition(':')
   if scheme == 'prepared':
     return tfds_images.builder_in(os.path.expanduser(name))
-  return tfds_images.builder(name, os.path.expanduser(data_dir))
+  return tfds_images.builder(name, os.path.expanduser(data_dir), **download)
 
 
 def _make_plan(options, out):
   source = _source(options)
-  plan = plan_in(out, options.split)
+  plan = _plan_in(out, options)
   if plan is None:
     plan = Plan(options, source.identity, len(source), _shards(source, options))
     text = json.dumps(dataclasses.asdict(plan), indent=2) + '\n'
-    files.write_file(_plan_path(out, options.split), text.encode())
+    files.write_file(_plan_path(out, options), text.encode())
     return plan
   before, now = dataclasses.asdict(plan.options), dataclasses.asdict(options)
   # The same images may be elsewhere now.
@@ -309,8 +316,9 @@ def write_shard(plan, out, shard, report=lambda images: None):
         example = {'image': data, 'image/filename': name}
         if source.classes:
           example['label'] = int(label)
-        example = features.encode_example(example)
-        writer.write(serializer.serialize_example(example))
+        proto = serializer.get_tf_example(features.encode_example(example))
+        # Else its features are in an order that each process draws.
+        writer.write(proto.SerializeToString(deterministic=True))
       count += len(block)
       report(len(block))
     writer.close()
@@ -358,18 +366,18 @@ def _write_metadata(plan, out):
   paths = [_shard_path(plan, out, shard) for shard in range(plan.shards)]
   lengths = [records.count(path) for path in paths]
   template = tfds.core.ShardedFileTemplate(
-      data_dir=out, dataset_name=_NAME, split=options.split,
+      data_dir=out, dataset_name=_NAME, split=options.name,
       filetype_suffix='array_record',
   )  # fmt: skip
   splits = [tfds.core.SplitInfo(
-      name=options.split,
+      name=options.name,
       shard_lengths=lengths,
       num_bytes=sum(map(os.path.getsize, paths)),
       filename_template=template,
   )]  # fmt: skip
   if os.path.exists(os.path.join(out, 'dataset_info.json')):
     others = tfds_images.builder_in(out).info.splits.values()
-    splits += [other for other in others if other.name != options.split]
+    splits += [other for other in others if other.name != options.name]
   with writing(out):
     tfds.folder_dataset.write_metadata(
         data_dir=out,
@@ -383,12 +391,12 @@ def _write_metadata(plan, out):
   return lengths
 
 
-def _plan_path(out, split):
-  return os.path.join(out, f'prepare-{split}.json')
+def _plan_path(out, options):
+  return os.path.join(out, f'prepare-{options.name}.json')
 
 
 def _shard_path(plan, out, shard):
-  name = f'{_NAME}-{plan.options.split}.array_record'
+  name = f'{_NAME}-{plan.options.name}.array_record'
   return os.path.join(out, f'{name}-{shard:05d}-of-{plan.shards:05d}')
 
 

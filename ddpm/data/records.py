@@ -117,7 +117,9 @@ class Records:
 
     def fetch(element):
       index = tf.reshape(element['index'], [-1])
-      record = tf.numpy_function(self._guarded(self._fetch), [index], tf.string)
+      record = tf.numpy_function(
+          self._guarded(self._fetch), [index], tf.string, stateful=False
+      )
       return tf.ensure_shape(record, [count])
 
     def join(element, example):
@@ -191,16 +193,16 @@ def count(path):
   reader = array_record_module.ArrayRecordReader(
       str(path), options='readahead_buffer_size:0'
   )
-  try:
-    return reader.num_records()
-  finally:
+  found = reader.num_records()
+  # It raises only now.
+  with contextlib.suppress(RuntimeError):
     reader.close()
+  return found
 
 
 def _check_is_whole(instruction):
   path, expected = str(instruction.filename), instruction.examples_in_shard
   if (found := count(path)) != expected:
     raise UserError(
-        f'{path} is missing or not whole: it has {found:,} of'
-        f' {expected:,} records'
+        f'{path} is not whole: {found:,} of {expected:,} records can be read'
     )

@@ -15,6 +15,7 @@ from ddpm.data import records
 from ddpm.data import resize as resize_lib
 from ddpm.data import source
 from ddpm.data import store
+from ddpm.runtime import cache
 from ddpm.runtime import files
 from ddpm.runtime import memory
 from ddpm.runtime.errors import reading
@@ -44,9 +45,17 @@ def builder(name, data_dir, **how):
     UserError: the name is unknown, or the data set cannot be downloaded.
   """
   found = _find(name, data_dir)
-  if not found.is_prepared():
-    _prepare(found, name, data_dir, how)
-  return found
+  if found.is_prepared():
+    return found
+  place = hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:16]
+  with store.one_at_a_time(
+      os.path.join(cache.folder(), f'{name.replace("/", "-")}-{place}.lock'),
+      f'another process prepares tfds:{name}: waiting for it',
+  ):
+    found = _find(name, data_dir)
+    if not found.is_prepared():
+      _prepare(found, name, data_dir, how)
+    return found
 
 
 def is_prepared(name, data_dir):

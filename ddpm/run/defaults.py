@@ -157,7 +157,8 @@ def get_config():
   # Fraction of labels dropped, for classifier-free guidance.
   train.label_dropout = 0.0
   train.num_steps = 800_000
-  # Steps per call of the compiled loop, without a return to Python.
+  # Steps per call of the compiled loop, without a return to Python; fewer if
+  # a replica's images of these steps take more than 32 MiB.
   train.steps_per_loop = 100
   train.log_every_steps = 100
   train.checkpoint_every_steps = 5000

@@ -3,6 +3,7 @@
 import contextlib
 import re
 
+from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import cache
@@ -56,6 +57,26 @@ def gather(strategy, numbers):
       lambda: strategy.gather(strategy.run(tf.identity, (row,)), axis=0)
   )
   return rows().numpy().tolist()
+
+
+def chief_first(strategy, is_done, do, message):
+  """Lets the chief do what each process would do; all of them have to call it.
+
+  The others do it next if it is not done for them, as on a disk of their own.
+
+  Args:
+    strategy: `tf.distribute.Strategy`.
+    is_done: function () -> bool.
+    do: function (), which does nothing if it is done.
+    message: that is logged where there is a wait.
+  """
+  if is_chief(strategy):
+    do()
+  elif not is_done():
+    logging.info('%s', message)
+  gather(strategy, [0])
+  if not is_chief(strategy):
+    do()
 
 
 def check_same_data(strategy, digest):

@@ -167,7 +167,12 @@ class Trainer:
     self.devices = devices.describe(
         strategy, self.replica_batch_size, jit_compile=self._jit_compile
     )
+    _fetch_data(config, strategy)
     self._source = _load_data(config)
+    self._steps_per_block = pipeline.steps_per_block(
+        config.train.steps_per_loop,
+        self.replica_batch_size * math.prod(self._source.shape),
+    )
     self.data = {
         'name': config.data.name,
         'images': len(self._source),
@@ -225,14 +230,13 @@ class Trainer:
     if step != self._step:  # The first call, or the state was restored.
       self._block, self._blocks = None, self._make_blocks(step)
       self.throughput.restart(step)
-    steps_per_loop = self._config.train.steps_per_loop
     stopped = False
     while step < event and not stopped:
-      first = step % steps_per_loop
+      first = step % self._steps_per_block
       if self._block is None or first == 0:
         with self._source.reading():
           self._block = next(self._blocks)
-      last = min(first + event - step, steps_per_loop)
+      last = min(first + event - step, self._steps_per_block)
       if not self._compiled:
         last = first + 1  # To log when compiling is done.
         if self._jit_compile and cache.serves_xla():
@@ -259,8 +263,8 @@ class Trainer:
           self._source,
           seed=config.seed,
           batch_size=config.train.batch_size,
-          first_block=step // config.train.steps_per_loop,
-          steps_per_block=config.train.steps_per_loop,
+          first_block=step // self._steps_per_block,
+          steps_per_block=self._steps_per_block,
           context=context,
       )
 
@@ -388,6 +392,16 @@ def replica_batch_size(config, replicas):
         f' does not divide the {size} images of a replica'
     )
   return size
+
+
+def _fetch_data(config, strategy):
+  name, data_dir = config.data.name, config.data.data_dir
+  workers.chief_first(
+      strategy,
+      lambda: catalog.is_here(name, data_dir),
+      lambda: catalog.fetch(name, data_dir),
+      f'{name} is not in {data_dir}: waiting for the chief, which prepares it',
+  )
 
 
 def _load_data(config):
