@@ -139,7 +139,7 @@ def test_tensorflow_decodes_png_to_the_same_pixels():
     )
 
 
-@pytest.mark.parametrize('kind', ['bmp', 'webp', 'gif', 'tiff', 'mpo'])
+@pytest.mark.parametrize('kind', ['bmp', 'webp', 'gif', 'tiff'])
 def test_what_tensorflow_decodes_otherwise_is_not_plain(kind):
   assert decode.is_plain(encode(photo('RGB'), kind), 3) == 0
 
