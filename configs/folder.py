@@ -10,6 +10,7 @@ the schedule and the prediction of configs/mnist5k.py. Not tuned: results depend
 on the images. For a CPU: --config.data.image_size=32 --config.model.channels=32
 """
 
+import dataclasses
 import os
 
 from absl import flags
@@ -50,17 +51,23 @@ def get_config(path=''):
     # ml_collections passes this error through unchanged.
     raise flags.Error(f'--config=configs/folder.py:{path}: {e}') from e
 
+  config = make_config(**dataclasses.asdict(found))
+  config.data.name = f'{kind}:{path}'
+  return config
+
+
+def make_config(*, images, image_size, channels, num_classes):
+  """The config for images of which this is known, but for their name."""
   config = default.get_config()
 
-  config.data.name = f'{kind}:{path}'
-  config.data.image_size = found.image_size
+  config.data.image_size = image_size
 
-  config.model.image_channels = found.channels
+  config.model.image_channels = channels
   config.model.channels = 64
-  config.model.channel_multipliers = _MULTIPLIERS[found.image_size]
+  config.model.channel_multipliers = _MULTIPLIERS[image_size]
   config.model.attention_resolutions = (16, 8)
-  config.model.dropout = 0.1 if found.images < 50_000 else 0.0
-  config.model.num_classes = found.num_classes
+  config.model.dropout = 0.1 if images < 50_000 else 0.0
+  config.model.num_classes = num_classes
   config.model.scale_shift_norm = True
 
   config.diffusion.schedule = 'cosine'

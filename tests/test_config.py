@@ -12,6 +12,7 @@ import pytest
 from configs import cifar10_edm
 from configs import cifar10_iddpm
 from configs import default
+from configs import imagenet64
 from configs import mnist5k
 from ddpm.run import build
 from ddpm.run import config as config_lib
@@ -36,7 +37,7 @@ def test_configs_are_valid_and_open_with_their_command(name):
     assert '--workdir=' in module.__doc__
 
 
-@pytest.mark.parametrize('module', [cifar10_edm, cifar10_iddpm])
+@pytest.mark.parametrize('module', [cifar10_edm, cifar10_iddpm, imagenet64])
 def test_an_unknown_variant_is_refused(module):
   with pytest.raises(flags.Error, match="is 'large', expected"):
     module.get_config('large')
