@@ -74,7 +74,7 @@ def test_an_unknown_variant_is_refused(module):
         ('data.image_size', 28.5, 'expected a number of pixels, or'),
         ('data.image_size', 'large', 'expected a number of pixels, or'),
         ('data.image_size', 0, 'expected a number of pixels, or'),
-        ('data.resize', 'crop', 'expected one of: center_crop, stretch, pad'),
+        ('data.resize', 'crop', 'expected one of: center_crop, random_crop'),
         ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
         ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),

@@ -8,10 +8,14 @@ from PIL import Image
 import pytest
 from support import run_program
 from support import TINY_WITHOUT_XLA
+import tensorflow as tf
 
+from ddpm import rng
 from ddpm.data import catalog
 from ddpm.data import check
 from ddpm.data import folder
+from ddpm.data import pipeline
+from ddpm.data import resize
 from ddpm.data import source
 from ddpm.data import store
 from ddpm.runtime import cache
@@ -323,3 +327,41 @@ def test_a_config_for_a_folder_takes_what_it_finds(images, tmp_path):
   config = folder_config.get_config(str(tmp_path / 'grey'))
   assert config.data.image_size == 64 and config.model.image_channels == 1
   assert config.model.num_classes == 0
+
+
+def test_random_crops_are_a_function_of_step_and_position(images):
+  source = catalog.load(f'folder:{images}', image_size=(10, 15))
+  assert resize.with_margin(8, 12) == (10, 15)
+
+  def blocks(first_block, steps, workers=1, worker=0):
+    dataset = pipeline.batches(
+        source, seed=1, batch_size=4, first_block=first_block,
+        steps_per_block=steps, part_size=(8, 12),
+        context=tf.distribute.InputContext(workers, worker, 2),
+    )  # fmt: skip
+    return list(dataset.take(8 // steps).as_numpy_iterator())
+
+  whole = blocks(0, 4)
+  assert whole[0]['image'].shape == (4, 2, 8, 12, 3)
+  assert set(whole[0]) == {'image', 'label', 'position'}
+  np.testing.assert_array_equal(
+      blocks(1, 2)[0]['image'], whole[0]['image'][2:]
+  )
+  np.testing.assert_array_equal(
+      blocks(0, 4, workers=2, worker=1)[0]['image'], whole[1]['image']
+  )
+
+
+def test_random_parts_reach_all_sides():
+  image = np.arange(100, dtype=np.uint8).reshape(10, 10, 1)
+  part = tf.function(lambda key: resize.random_part(image, key, 8, 8))
+  parts = np.stack([
+      part(rng.fold_in(rng.key(0), i)).numpy()[..., 0] for i in range(300)
+  ])
+  assert parts.shape == (300, 8, 8) and parts.dtype == np.uint8
+  corners = {0: (0, 0), 9: (0, -1), 90: (-1, 0), 99: (-1, -1)}
+  for value, corner in corners.items():
+    assert (np.abs(parts[:, *corner].astype(int) - value) < 3).any()
+  whole = resize.fit(image, 8, 8, 'center_crop').numpy()[..., 0]
+  same = (parts == whole).all(axis=(1, 2)).mean()
+  assert 0.2 < same < 0.5  # A third are of the full size.

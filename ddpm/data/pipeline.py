@@ -10,10 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.data import resize
+from ddpm.runtime import cores
 
 # Several blocks per replica are under way: on the device, and ready on the
 # host.
 _BLOCK_BYTES = 32 * 2**20
+
+# The stream of random numbers, beside those of `training.step`.
+_PART = 5
 
 
 def batch_indices(seed, step, positions, *, batch_size, num_images):
@@ -55,7 +60,16 @@ def steps_per_block(steps_per_loop, image_bytes):
   return max(1, min(steps_per_loop, _BLOCK_BYTES // image_bytes))
 
 
-def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
+def batches(
+    source,
+    *,
+    seed,
+    batch_size,
+    first_block,
+    steps_per_block,
+    context,
+    part_size=None,
+):
   """One worker's share of all batches, in blocks of steps.
 
   A block holds the batches of `steps_per_block` steps, so that they reach the
@@ -69,6 +83,8 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
     first_block: block to start at; earlier ones cost nothing.
     steps_per_block: steps per block, K.
     context: `tf.distribute.InputContext`.
+    part_size: (height, width) of the random parts to take of the images, see
+      `resize.random_part`; None for whole images.
 
   Returns:
     Endless `tf.data.Dataset` of dicts, with b = B / replicas: image uint8
@@ -92,7 +108,10 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
         batch_size=batch_size,
         num_images=len(source),
     )
-    return {
+    # Where random parts are: of the example's key, as all of its randomness.
+    keys = rng.fold_in(rng.key(seed), steps[:, None])
+    keys = rng.fold_in(rng.fold_in(keys, positions[None]), _PART)
+    return ({'key': keys} if part_size else {}) | {
         'index': tf.reshape(indices, [steps_per_block, b]),
         'position': tf.tile(positions[None], [steps_per_block, 1]),
     }
@@ -105,5 +124,30 @@ def batches(source, *, seed, batch_size, first_block, steps_per_block, context):
   options.autotune.enabled = False
   # Nor to optimize, which would copy the images.
   options.experimental_optimization.apply_default_optimizations = False
-  dataset = source.read(parts).prefetch(local_replicas)
+  dataset = source.read(parts)
+  if part_size:
+    dataset = _random_parts(dataset, part_size)
+  dataset = dataset.prefetch(local_replicas)
   return dataset.with_options(options)
+
+
+def _random_parts(dataset, size):
+  """Takes a random part of each image, by its key."""
+  steps, b, _ = dataset.element_spec['key'].shape
+
+  def flat(element):
+    return tf.nest.map_structure(
+        lambda value: tf.reshape(value, [steps * b, *value.shape[2:]]), element
+    )
+
+  def part(element):
+    key = element.pop('key')
+    return element | {'image': resize.random_part(element['image'], key, *size)}
+
+  parts = dataset.map(flat).unbatch()
+  parts = parts.map(
+      part, num_parallel_calls=cores.count(), deterministic=True
+  )
+  return (
+      parts.batch(b, drop_remainder=True).batch(steps, drop_remainder=True)
+  )

@@ -33,7 +33,9 @@ def get_config():
   data.split = 'train'
   # Height and width in pixels: one number, or (height, width).
   data.image_size = config_dict.FieldReference(32, field_type=object)
-  # How images of other sizes get there: center_crop | stretch | pad (black)
+  # How images of other sizes get there: center_crop | random_crop (of the
+  # center crop, another part each time, of at least 0.8 of its sides) | stretch
+  # | pad (black)
   data.resize = 'center_crop'
   # Classes of a folder's images: folders (its sub-folders, if it has some) |
   # prefix (file names up to the first underscore) | none

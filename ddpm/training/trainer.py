@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from ddpm.data import catalog
 from ddpm.data import pipeline
+from ddpm.data import resize
 from ddpm.nn import flat
 from ddpm.run import build
 from ddpm.run import checkpoint
@@ -169,6 +170,9 @@ class Trainer:
     )
     _fetch_data(config, strategy)
     self._source = _load_data(config)
+    size = build.image_size(config)
+    # With random_crop, images are larger than what is trained on.
+    self._part_size = None if self._source.shape[:2] == size else size
     self._steps_per_block = pipeline.steps_per_block(
         config.train.steps_per_loop,
         self.replica_batch_size * math.prod(self._source.shape),
@@ -266,6 +270,7 @@ class Trainer:
           first_block=step // self._steps_per_block,
           steps_per_block=self._steps_per_block,
           context=context,
+          part_size=self._part_size,
       )
 
     return strategy_lib.iterate(self._strategy, make_dataset)
@@ -406,9 +411,15 @@ def _fetch_data(config, strategy):
 
 def _load_data(config):
   name = config.data.name
-  source = catalog.load(
-      name, split=config.data.split, **build.data_settings(config)
-  )
+  settings = build.data_settings(config)
+  if config.data.resize == 'random_crop':
+    if name == 'mnist5k':
+      raise UserError(
+          'config.data.resize is random_crop, for which the images of mnist5k'
+          ' are too small: use center_crop'
+      )
+    settings['image_size'] = resize.with_margin(*settings['image_size'])
+  source = catalog.load(name, split=config.data.split, **settings)
   channels = source.shape[-1]
   if channels != config.model.image_channels:
     raise UserError(
