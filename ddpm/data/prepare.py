@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import uuid
 
 from array_record.python import array_record_module
@@ -226,7 +227,15 @@ def _make_plan(options, out):
   source = _source(options)
   plan = _plan_in(out, options)
   if plan is None:
-    plan = Plan(options, source.identity, len(source), _shards(source, options))
+    size = _encoded_size(source, options)
+    free = shutil.disk_usage(out).free
+    if size > free:
+      raise UserError(
+          f'{options.data} takes about {size / 1e9:.1f} GB, but {out} has'
+          f' {free / 1e9:.1f} GB left: use another --out, or --encoding=jpeg'
+      )
+    shards = max(1, round(size / _SHARD_BYTES))
+    plan = Plan(options, source.identity, len(source), shards)
     text = json.dumps(dataclasses.asdict(plan), indent=2) + '\n'
     files.write_file(_plan_path(out, options), text.encode())
     return plan
@@ -247,8 +256,8 @@ def _make_plan(options, out):
   return plan
 
 
-def _shards(source, options):
-  """Number of shards, by the encoded size of some images."""
+def _encoded_size(source, options):
+  """Bytes of all images, by those of some."""
   # Evenly chosen, in a few stretches, which are read faster.
   edges = np.linspace(0, len(source), _STRETCHES + 1, dtype=int)
   sizes = [
@@ -258,7 +267,7 @@ def _shards(source, options):
   ]
   if not sizes:
     raise UserError(f'{options.data}: no image that was tried can be decoded')
-  return max(1, round(len(source) * float(np.mean(sizes)) / _SHARD_BYTES))
+  return len(source) * float(np.mean(sizes))
 
 
 def _run_here(plan, write, missing):
@@ -303,7 +312,7 @@ def write_shard(plan, out, shard, report=lambda images: None):
   hidden = f'.{os.path.basename(path)}.{uuid.uuid4().hex}'
   part = os.path.join(out, hidden)
   encode = functools.partial(_encode, encoding=options.encoding)
-  with _writing(part), futures.ThreadPoolExecutor(cores.count()) as pool:
+  with _writing(part, path), futures.ThreadPoolExecutor(cores.count()) as pool:
     # Group size 1: records are read singly. They are compressed already.
     writer = array_record_module.ArrayRecordWriter(
         part, 'group_size:1,uncompressed'
@@ -325,17 +334,21 @@ def write_shard(plan, out, shard, report=lambda images: None):
     if records.count(part) != count:
       raise OSError('the file is not whole')
     report(len(plan.range(shard)) - count)
-    os.replace(part, path)
 
 
 @contextlib.contextmanager
-def _writing(path):
-  """Turns errors of a shard's writer into a UserError."""
+def _writing(part, path):
+  """Gives a file its name when it is whole, and removes it if it is not."""
   try:
     with writing(path):
       yield
-  except RuntimeError as e:  # array_record's kind.
-    raise UserError(f'{path} cannot be written: {reason(e)}') from e
+      os.replace(part, path)
+  except RuntimeError as e:  # array_record's kind; it goes on with its state.
+    text = reason(e).partition(';')[0]
+    raise UserError(f'{path} cannot be written: {text}') from e
+  finally:
+    with contextlib.suppress(OSError):
+      os.remove(part)
 
 
 def _encode(image, encoding):

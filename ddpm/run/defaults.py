@@ -26,7 +26,8 @@ def get_config():
 
   config.data = data = config_dict.ConfigDict()
   # mnist5k (ships with the package) | tfds:NAME | folder:PATH of image files,
-  # which are converted to model.image_channels: 1 (grey), 3 (RGB) or 4 (RGBA)
+  # which are converted to model.image_channels: 1 (grey), 3 (RGB) or 4 (RGBA) |
+  # prepared:PATH, what ddpm.data prepare has written
   data.name = 'tfds:cifar10'
   # Of tensorflow-datasets.
   data.data_dir = '~/tensorflow_datasets'
