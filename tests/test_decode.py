@@ -107,17 +107,20 @@ def photo(mode, size=(37, 22)):
   return image.convert(mode)
 
 
+def oriented(orientation, mode='RGB', **options):
+  """A JPEG file with an orientation."""
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  return encode(photo(mode), 'jpeg', quality=80, exif=exif, **options)
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
 @pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:0'])
 def test_tensorflow_decodes_jpeg_to_the_same_pixels(
     mode, orientation, subsampling
 ):
-  exif = Image.Exif()
-  exif[0x0112] = orientation
-  data = encode(
-      photo(mode), 'jpeg', quality=80, subsampling=subsampling, exif=exif
-  )
+  data = oriented(orientation, mode, subsampling=subsampling)
   for channels in (1, 3):
     plain = decode.is_plain(data, channels)
     if (mode, channels) == ('RGB', 1):
@@ -155,6 +158,7 @@ def test_modes_that_tensorflow_decodes_otherwise_are_not_plain():
       encode(photo('RGB').convert('CMYK'), 'jpeg'),
       encode(grey(np.uint16, 257)),
       encode(photo('RGB'), transparency=(0, 0, 0)),
+      *map(oriented, (0, 9)),
       b'',
       b'no image',
   ]
@@ -201,10 +205,10 @@ def test_what_has_the_size_is_left_as_it_is(rule, shape):
 def test_rules():
   image = np.zeros([8, 16, 1], np.uint8)
   image[:, 4:12] = 240
-  crop, stretch, pad = [
+  crop, same_crop, stretch, pad = [
       resize.fit(image, 4, 4, rule).numpy()[..., 0] for rule in resize.RULES
   ]
-  assert (crop == 240).all()
+  assert (crop == 240).all() and (same_crop == 240).all()
   # Pillow's filter is the same, with other rounding.
   expected = Image.fromarray(image[..., 0]).resize((4, 4), Image.BILINEAR)
   np.testing.assert_allclose(stretch, np.asarray(expected), atol=1)

@@ -83,8 +83,10 @@ def is_plain(data, channels):
       if (not grey and image.mode != 'RGB') or _is_transparent(image):
         return 0
       if image.format == 'JPEG':
-        said = image.info.keys() & {'exif', 'xmp'}
-        return image.getexif().get(ExifTags.Base.Orientation, 1) if said else 1
+        if not image.info.keys() & {'exif', 'xmp'}:
+          return 1
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in range(1, 9) else 0
       # Pillow finds a PNG file's orientation in several places, not all of them
       # in its beginning.
       said = any(mark in data for mark in _PNG_METADATA)

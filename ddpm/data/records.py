@@ -7,6 +7,7 @@ same set in memory.
 
 from concurrent import futures
 import contextlib
+import copy
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
@@ -39,24 +40,23 @@ class Records:
     shape: (H, W, C).
     num_classes: 0 if the images have no classes.
     digest: hash that changes with the files.
-    check_labels: function: labels int32 [n], numbers of their images int64 [n]
-      -> labels to train on. It may raise UserError. None for no check.
 
   Raises:
     UserError: a file is missing or not whole.
   """
 
   def __init__(
-      self, name, instructions, decode, *, shape, num_classes, digest,
-      check_labels=None,
-  ):  # fmt: skip
+      self, name, instructions, decode, *, shape, num_classes, digest
+  ):
     self.name = name
     self.shape = tuple(shape)
     self.num_classes = num_classes
     self.digest = digest
     self._instructions = instructions
     self._decode = decode
-    self._check_labels = check_labels
+    # Function: labels int32 [n], numbers of their images int64 [n] -> labels to
+    # train on. Set by `with_classes`.
+    self._check_labels = None
     self._records = array_record_data_source.ArrayRecordDataSource(instructions)
     self._ends = np.cumsum([i.take for i in instructions])
     signature = [tf.TensorSpec([], tf.string)]
@@ -106,10 +106,9 @@ class Records:
           unlabelled=unlabelled,
       )  # fmt: skip
 
-    return Records(
-        self.name, self._instructions, self._decode, shape=self.shape,
-        num_classes=num_classes, digest=self.digest, check_labels=check,
-    )  # fmt: skip
+    other = copy.copy(self)
+    other._check_labels = check
+    return other
 
   def read(self, dataset):
     steps, size = dataset.element_spec['index'].shape

@@ -1,5 +1,6 @@
 """Data sets of tensorflow-datasets, and such as `prepare` writes."""
 
+import functools
 import hashlib
 import math
 import os
@@ -167,6 +168,7 @@ class Split:
     """Whether its records can be read by their numbers."""
     return self._builder.info.file_format == _ARRAY_RECORD
 
+  @functools.cached_property
   def records(self):
     """The source of its records, if it has random access."""
     features = self._builder.info.features
@@ -206,7 +208,7 @@ class Split:
   def _blocks(self):
     """All images, as `store.keep` takes them."""
     if self.has_random_access:
-      yield from self.records().blocks()
+      yield from self.records.blocks()
       return
     dataset = self._builder.as_dataset(split=self._split, shuffle_files=False)
     yield from self._decode(dataset.map(self._example, tf.data.AUTOTUNE))
@@ -221,7 +223,7 @@ class Split:
       As `records.Records.blocks`.
     """
     if self.has_random_access:
-      yield from self.records().blocks(numbers)
+      yield from self.records.blocks(numbers)
       return
     features = self._builder.info.features
     adapter = tfds.core.file_adapters.ADAPTER_FOR_FORMAT[
@@ -283,7 +285,7 @@ def load(builder, **settings):
       '%s: %s images, read from %d files as they are needed',
       split.name, f'{len(split):,}', len(split.files),
   )  # fmt: skip
-  return split.records()
+  return split.records
 
 
 def _files(builder, name, split):
