@@ -1,5 +1,6 @@
 """Prepared data sets: the same images, from whatever machine, in any order."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -263,6 +264,16 @@ def test_broken_images_stop_or_are_left_out(images, tmp_path):
   assert 7 not in load(tmp_path / 'out').images[:, 0, 0, 0]
 
 
+def test_classes_with_names_that_are_no_text(tmp_path):
+  for name in (b'a\xff', b'a\xfe', b'b\nc'):
+    path = os.path.join(os.fsencode(tmp_path), b'in', name)
+    os.makedirs(path)
+    Image.new('RGB', (8, 8)).save(os.path.join(path, b'0.png'))
+  run(f'folder:{tmp_path}/in', tmp_path / 'out')
+  loaded = load(tmp_path / 'out')
+  assert loaded.num_classes == 3 and sorted(loaded.labels) == [0, 1, 2]
+
+
 @pytest.fixture
 def copy(prepared, tmp_path):
   """A copy whose files can be damaged, and one of them."""
@@ -357,6 +368,11 @@ def test_the_program(images, tmp_path):
       ([*flags, '--image_size=x'], "--image_size is 'x', expected a number of"),
       ([*flags, '--image_size=9'], f'{tmp_path}/o has images that were prepar'),
       ([*flags, '--out=gs://b/c'], '--out is gs://b/c, but ArrayRecord files'),
+      ([*flags, '--image_channels=2'], '--image_channels is 2, expected 1 (gr'),
+      (
+          [*flags, '--image_channels=4', '--encoding=jpeg'],
+          '--encoding is jpeg, which has no transparency',
+      ),
       ([*flags, '--split=test'], "--split is 'test', but a folder has only"),
   ]:
     done = run_program('ddpm.data', 'prepare', *args)

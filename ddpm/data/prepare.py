@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from ddpm.data import decode
 from ddpm.data import folder
 from ddpm.data import records
 from ddpm.data import store
@@ -34,8 +35,6 @@ from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
-
-ENCODINGS = ('png', 'jpeg')
 
 # Of JPEG; higher ones make larger files without a visible difference.
 _QUALITY = 95
@@ -66,7 +65,7 @@ class Options:
     labels: of a folder, one of `folder.LABELS`.
     on_error: 'stop' or 'skip', at a folder's broken images.
     data_dir, image_key, label_key: as in `catalog.load`.
-    encoding: one of ENCODINGS. PNG is exact, JPEG several times smaller.
+    encoding: 'png', which is exact, or 'jpeg', several times smaller.
   """
 
   data: str
@@ -196,6 +195,12 @@ def _complete(image_size, channels, settings, download):
       found = folder.suggest(folder.list_images(os.path.expanduser(path)))
       image_size = image_size or (found.image_size,) * 2
       channels = channels or found.channels
+    if channels not in decode.MODES:
+      raise UserError(
+          f'--image_channels is {channels}, expected 1 (grey), 3 (RGB) or 4'
+          ' (RGBA)'
+      )
+    _check_encoding(settings['encoding'], channels)
     return Options(image_size=image_size, channels=channels, **settings)
   shape = tfds_images.image_shape(
       _builder(settings['data'], settings['data_dir'], **download),
@@ -212,8 +217,17 @@ def _complete(image_size, channels, settings, download):
         f'--image_size is missing: the images of {settings["data"]} have'
         ' several sizes'
     )
+  _check_encoding(settings['encoding'], shape[-1])
   image_size = image_size or shape[:2]
   return Options(image_size=image_size, channels=shape[-1], **settings)
+
+
+def _check_encoding(encoding, channels):
+  if encoding == 'jpeg' and channels == 4:
+    raise UserError(
+        '--encoding is jpeg, which has no transparency, but the images have 4'
+        ' channels: use png'
+    )
 
 
 def _builder(data, data_dir, **download):
@@ -241,8 +255,8 @@ def _make_plan(options, out):
     return plan
   before, now = dataclasses.asdict(plan.options), dataclasses.asdict(options)
   # The same images may be elsewhere now.
-  for name in before.keys() - {'data', 'data_dir'}:
-    if before[name] != now[name]:
+  for name in before:
+    if name not in ('data', 'data_dir') and before[name] != now[name]:
       raise UserError(
           f'{out} has images that were prepared with {name} {before[name]}, not'
           f' {now[name]}: use another --out'
@@ -369,7 +383,12 @@ def _features(options, classes):
   )
   features = {'image': image, 'image/filename': tfds.features.Text()}
   if classes:
-    features['label'] = tfds.features.ClassLabel(names=classes)
+    # TFDS keeps the names as lines of text.
+    names = [' '.join(folder.shown(name).split()) for name in classes]
+    which = {'names': names}
+    if '' in names or len(set(names)) < len(names):
+      which = {'num_classes': len(names)}
+    features['label'] = tfds.features.ClassLabel(**which)
   return tfds.features.FeaturesDict(features)
 
 
