@@ -173,3 +173,21 @@ def test_a_device_without_enough_memory():
 def test_what_is_no_lost_worker_is_left_as_it_is(monkeypatch, processes, error):
   monkeypatch.setattr(workers, 'are_several', lambda _: processes > 1)
   assert caught(in_a_cluster(WORKERS), error) is error
+
+
+@pytest.mark.parametrize('is_done', [True, False])
+@pytest.mark.parametrize('chief', [True, False])
+def test_the_chief_goes_first(chief, is_done, monkeypatch, caplog):
+  caplog.set_level('INFO')
+  calls = []
+  monkeypatch.setattr(workers, 'is_chief', lambda strategy: chief)
+  monkeypatch.setattr(
+      workers, 'gather', lambda strategy, numbers: calls.append('all are here')
+  )
+  workers.chief_first(
+      None, lambda: is_done, lambda: calls.append('done'), 'waiting'
+  )
+  assert calls == (
+      ['done', 'all are here'] if chief else ['all are here', 'done']
+  )
+  assert ('waiting' in caplog.messages) == (not chief and not is_done)

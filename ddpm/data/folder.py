@@ -30,8 +30,9 @@ _SAMPLE = 64
 # Images that are decoded before any of them is passed on.
 _BLOCK = 256
 
-# Files that are read by one call, and calls at once.
-_READ, _READS = 32, 8
+# Files that are read by one call, and calls at once. All of them are in memory,
+# and may be large.
+_READ, _READS = 8, 4
 
 
 @dataclasses.dataclass(frozen=True)

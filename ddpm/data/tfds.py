@@ -123,7 +123,6 @@ class Split:
     files: what of which files it is: list of TFDS' `FileInstruction`.
     shape: (H, W, C) of the images.
     class_names: of its classes, possibly none.
-    digest: hash that changes with the files, but not with their folder.
 
   Args:
     builder: TFDS' builder, prepared.
@@ -148,13 +147,12 @@ class Split:
     self.shape = (*image_size, channels)
     self.class_names = _class_names(name, features, label_key)
     self.files = _files(builder, name, split)
-    self.digest = _digest(self.files, image_key, label_key)
     self._builder = builder
     self._split = split
     self._resize = resize
     self._image_key = image_key
     self._label_key = label_key
-    # Of a folder: what changes if a file does.
+    # For the cache: they change if a file does.
     self._stamps = [
         f'{f.filename} {f.skip} {f.take} {files.stamp(f.filename)}'
         for f in self.files
@@ -162,6 +160,22 @@ class Split:
 
   def __len__(self):
     return sum(file.take for file in self.files)
+
+  @functools.cached_property
+  def digest(self):
+    """Hash that changes with the files, but not with their folder or time.
+
+    Hosts may have copies of their own.
+    """
+    lines = [self._image_key, self._label_key]
+    for file in self.files:
+      with reading(file.filename):
+        size = tf.io.gfile.stat(file.filename).length
+      name = os.path.basename(file.filename)
+      lines.append(
+          f'{name} {file.skip} {file.take} {file.examples_in_shard} {size}'
+      )
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
   @property
   def has_random_access(self):
@@ -298,22 +312,6 @@ def _files(builder, name, split):
   if not sum(file.take for file in found):
     raise UserError(f'the split {split!r} of {name} has no images')
   return found
-
-
-def _digest(instructions, *keys):
-  """Hash that changes with the files, but not with their folder or time.
-
-  Hosts may have copies of their own.
-  """
-  lines = list(keys)
-  for file in instructions:
-    with reading(file.filename):
-      size = tf.io.gfile.stat(file.filename).length
-    name = os.path.basename(file.filename)
-    lines.append(
-        f'{name} {file.skip} {file.take} {file.examples_in_shard} {size}'
-    )
-  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
 def image_shape(builder, name, key):
