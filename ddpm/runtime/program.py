@@ -3,6 +3,7 @@
 import logging as std_logging
 import os
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -98,4 +99,9 @@ def _exit(error, code=1):
   message = ' '.join(text.split())
   kind = 'error' if code == 1 else 'interrupted'
   print(f'ddpm: {kind}: {message}', file=sys.stderr)
+  # Frees what the failed functions hold: threads of tf.data that call Python
+  # while it ends would abort the process.
+  while isinstance(error, BaseException):
+    traceback.clear_frames(error.__traceback__)
+    error = error.__cause__ or error.__context__
   sys.exit(code)
