@@ -52,8 +52,8 @@ def images(tmp_path_factory):
 
 
 def run(data, out, **settings):
-  settings = SETTINGS | {'data': data, 'image_size': (8, 8)} | settings
-  return prepare.prepare(str(out), channels=3, **settings)
+  usual = {'data': data, 'image_size': (8, 8), 'channels': 3}
+  return prepare.prepare(str(out), **(SETTINGS | usual | settings))
 
 
 @pytest.fixture(scope='module')
@@ -176,6 +176,10 @@ def test_splits_share_a_folder(tmp_path):
         str(tmp_path / 'out'),
         **(SETTINGS | how | {'data': 'tfds:digits', 'split': split}),
     )
+  message = r'prepared with image_size \(8, 8\), not \(4, 4\): use another'
+  with pytest.raises(UserError, match=message):
+    run('tfds:digits', tmp_path / 'out', data_dir=str(tmp_path),
+        split='test[:1]', image_size=(4, 4), channels=None)  # fmt: skip
   assert len(load(tmp_path / 'out')) == 4
   assert len(load(tmp_path / 'out', split='test')) == 2
 

@@ -108,21 +108,25 @@ class Plan:
     return range(*edges)
 
 
-def _plan_in(out, options):
-  """The plan of a split in a folder, None if there is none."""
-  path = _plan_path(out, options)
-  if not os.path.exists(path):
-    return None
-  try:
-    with open(path) as f:
-      facts = json.load(f)
-    options = facts.pop('options')
-    options['image_size'] = tuple(options['image_size'])
-    return Plan(Options(**options), **facts)
-  except (OSError, ValueError, TypeError, KeyError) as e:
-    raise UserError(
-        f'{path} cannot be read ({reason(e)}): use another --out'
-    ) from e
+def _plans_in(out):
+  """The plans of a folder, by the names of their splits."""
+  plans = {}
+  for name in os.listdir(out):
+    if not (name.startswith('prepare-') and name.endswith('.json')):
+      continue
+    path = os.path.join(out, name)
+    try:
+      with open(path) as f:
+        facts = json.load(f)
+      options = facts.pop('options')
+      options['image_size'] = tuple(options['image_size'])
+      plan = Plan(Options(**options), **facts)
+    except (OSError, ValueError, TypeError, KeyError) as e:
+      raise UserError(
+          f'{path} cannot be read ({reason(e)}): use another --out'
+      ) from e
+    plans[plan.options.name] = plan
+  return plans
 
 
 def prepare(out, *, run=None, image_size=None, channels=None, **settings):
@@ -151,6 +155,10 @@ def prepare(out, *, run=None, image_size=None, channels=None, **settings):
     )
   out = os.path.abspath(os.path.expanduser(out))
   files.make_writable_folder(out, name='--out')
+  scheme, _, path = settings['data'].partition(':')
+  if scheme != 'tfds' and not files.is_in_bucket(path):
+    # Other machines may be in another folder.
+    settings['data'] = f'{scheme}:{os.path.abspath(os.path.expanduser(path))}'
   options = _complete(
       image_size, channels, settings, download=run.download if run else {}
   )
@@ -192,7 +200,7 @@ def _complete(image_size, channels, settings, download):
           f'--split is {settings["split"]!r}, but a folder has only train'
       )
     if not (image_size and channels):
-      found = folder.suggest(folder.list_images(os.path.expanduser(path)))
+      found = folder.suggest(folder.list_images(path))
       image_size = image_size or (found.image_size,) * 2
       channels = channels or found.channels
     if channels not in decode.MODES:
@@ -233,13 +241,16 @@ def _check_encoding(encoding, channels):
 def _builder(data, data_dir, **download):
   scheme, _, name = data.partition(':')
   if scheme == 'prepared':
-    return tfds_images.builder_in(os.path.expanduser(name))
+    return tfds_images.builder_in(name)
   return tfds_images.builder(name, os.path.expanduser(data_dir), **download)
 
 
 def _make_plan(options, out):
   source = _source(options)
-  plan = _plan_in(out, options)
+  plans = _plans_in(out)
+  for plan in plans.values():
+    _check_same(plan.options, options, out)
+  plan = plans.get(options.name)
   if plan is None:
     size = _encoded_size(source, options)
     free = shutil.disk_usage(out).free
@@ -253,14 +264,6 @@ def _make_plan(options, out):
     text = json.dumps(dataclasses.asdict(plan), indent=2) + '\n'
     files.write_file(_plan_path(out, options), text.encode())
     return plan
-  before, now = dataclasses.asdict(plan.options), dataclasses.asdict(options)
-  # The same images may be elsewhere now.
-  for name in before:
-    if name not in ('data', 'data_dir') and before[name] != now[name]:
-      raise UserError(
-          f'{out} has images that were prepared with {name} {before[name]}, not'
-          f' {now[name]}: use another --out'
-      )
   if plan.identity != source.identity:
     raise UserError(
         f'{out} was begun with {plan.images:,} images of {plan.options.data},'
@@ -268,6 +271,21 @@ def _make_plan(options, out):
         ' --out'
     )
   return plan
+
+
+def _check_same(before, now, out):
+  """Checks that options fit to those of what is in the folder already."""
+  # The same images may be elsewhere now.
+  may_differ = {'data', 'data_dir'}
+  if before.name != now.name:
+    may_differ.add('split')
+  for field in dataclasses.fields(Options):
+    old, new = getattr(before, field.name), getattr(now, field.name)
+    if old != new and field.name not in may_differ:
+      raise UserError(
+          f'{out} has images that were prepared with {field.name} {old}, not'
+          f' {new}: use another --out'
+      )
 
 
 def _encoded_size(source, options):
@@ -451,7 +469,7 @@ class _Folder:
   def __init__(self, options):
     self._options = options
     path = options.data.partition(':')[2]
-    self._listing = folder.list_images(os.path.expanduser(path), options.labels)
+    self._listing = folder.list_images(path, options.labels)
     self.identity = self._listing.identity
     self.classes = self._listing.classes
 
