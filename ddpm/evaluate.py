@@ -58,7 +58,8 @@ def define_flags():
   flags.DEFINE_string(
       'data',
       None,
-      "Real images: mnist5k, tfds:NAME or folder:PATH; by default the run's.",
+      'Real images: mnist5k, folder:PATH, prepared:PATH or tfds:NAME; by'
+      " default the run's.",
   )
   flags.DEFINE_string(
       'data_dir', None, 'Folder of the prepared tensorflow-datasets.'
@@ -102,7 +103,8 @@ def check_flags():
     raise UserError('exactly one of --workdir and --samples is needed')
   if FLAGS.samples and not FLAGS.data:
     raise UserError(
-        '--data is missing: --samples needs mnist5k, tfds:NAME or folder:PATH'
+        '--data is missing: --samples needs mnist5k, folder:PATH, prepared:PATH'
+        ' or tfds:NAME'
     )
   if FLAGS.samples and FLAGS.every_checkpoint:
     raise UserError('--every_checkpoint needs --workdir, got --samples')
