@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.data import prepare
+from ddpm.metrics import real_images
 from ddpm.runtime import cache
 from ddpm.runtime import memory
 from ddpm.runtime.errors import UserError
@@ -119,6 +120,18 @@ def test_the_same_batches_in_memory_and_from_the_files(
   order = np.array([7, 119, 0, 7])
   np.testing.assert_array_equal(later.gather(order), now.gather(order))
   np.testing.assert_array_equal(later.labels_of(order), now.labels_of(order))
+
+
+def test_references_of_scores_are_the_same(
+    prepared, small_memory, monkeypatch
+):
+  name = f'prepared:{prepared}'
+  later = real_images.RealImages(name, (8, 8, 3)).split('train')
+  monkeypatch.undo()
+  now = real_images.RealImages(name, (8, 8, 3)).split('train')
+  assert later.identity == now.identity and len(later) == len(now) == 120
+  np.testing.assert_array_equal(later.read(20, 60), now.read(20, 60))
+  np.testing.assert_array_equal(later.labels[20:60], now.labels[20:60])
 
 
 def test_parts_of_a_split(prepared, small_memory, monkeypatch):
