@@ -35,9 +35,9 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-  monkeypatch.setattr(
-      cache, 'folder', lambda: str(tmp_path_factory.getbasetemp() / 'cache')
-  )
+  folder = tmp_path_factory.getbasetemp() / 'cache'
+  folder.mkdir(exist_ok=True)
+  monkeypatch.setattr(cache, 'folder', lambda: str(folder))
 
 
 @pytest.fixture(scope='module')
@@ -252,6 +252,43 @@ def test_beam_writes_the_same(images, prepared, tmp_path, monkeypatch):
       run=beam.Beam('DirectRunner', ['direct_num_workers=2']),
   )  # fmt: skip
   assert _contents(tmp_path / 'out') == _contents(prepared)
+
+
+def test_beam_prepares_sets_that_need_it(tmp_path, monkeypatch):
+  apache_beam = pytest.importorskip('apache_beam')
+  from ddpm.data import beam
+
+  class GreyLevels(tfds.core.GeneratorBasedBuilder):
+    """A set of tensorflow-datasets that is made by Beam."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    pkg_dir_path = ROOT / 'tests'
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+          builder=self,
+          features=tfds.features.FeaturesDict(
+              {'image': tfds.features.Image(shape=(8, 8, 1))}
+          ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      def example(i):
+        return i, {'image': np.full([8, 8, 1], i, np.uint8)}
+
+      return apache_beam.Create(range(20)) | apache_beam.Map(example)
+
+  # Nothing is downloaded, but a network is looked for.
+  monkeypatch.setattr('urllib.request.getproxies', lambda: {'http': 'a'})
+  run(
+      'tfds:grey_levels', tmp_path / 'out', data_dir=str(tmp_path),
+      channels=None, run=beam.Beam('DirectRunner', []),
+  )  # fmt: skip
+  levels = load(tmp_path / 'out').images[:, 0, 0, 0]
+  assert sorted(levels) == list(range(20))
 
 
 def test_other_settings_and_images_are_refused(images, prepared, tmp_path):
