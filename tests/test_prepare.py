@@ -398,6 +398,29 @@ def test_labels_that_are_no_class_are_found_when_they_are_read(
   assert set(block['label'].ravel()) <= {0, 2, 3}
 
 
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_records_that_are_no_images(tmp_path, in_memory, monkeypatch):
+  tfds.dataset_builders.store_as_tfds_dataset(
+      'beyond', version='1.0.0', data_dir=tmp_path,
+      features=tfds.features.FeaturesDict({
+          'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.float32),
+      }),
+      split_datasets={'train': tf.data.Dataset.from_tensor_slices(
+          {'image': np.full([4, 8, 8, 1], 255, np.float32)}
+      )},
+      file_format='array_record',
+  )  # fmt: skip
+  if not in_memory:
+    monkeypatch.setattr(memory, 'total', lambda: 100)
+  message = 'tfds:beyond cannot be read: .*an image has values beyond 1'
+  with pytest.raises(UserError, match=message):
+    source = catalog.load(
+        'tfds:beyond', data_dir=str(tmp_path), image_size=8
+    )
+    with source.reading():
+      blocks(source, 1)
+
+
 def test_sets_that_are_not_there(tmp_path):
   with pytest.raises(UserError, match='is no prepared data set, which has a'):
     load(tmp_path)

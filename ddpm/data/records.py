@@ -76,7 +76,8 @@ class Records:
 
   def labels_of(self, indices):
     records = self._fetch(np.asarray(indices))
-    return np.stack([self._label(record).numpy() for record in records])
+    with self.reading():
+      return np.stack([self._label(record).numpy() for record in records])
 
   def blocks(self, numbers=None):
     """Yields images in order, in blocks.
@@ -93,7 +94,8 @@ class Records:
 
   def _gather(self, indices):
     records = self._fetch(np.asarray(indices))
-    with futures.ThreadPoolExecutor(cores.count()) as pool:
+    pool = futures.ThreadPoolExecutor(cores.count())
+    with self.reading(), pool:
       images, labels = zip(*pool.map(self._example, records))
     return np.stack(images), np.stack(labels)
 
