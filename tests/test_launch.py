@@ -250,7 +250,10 @@ def test_multi_worker_starts_all_again_or_none(tmp_path, codes, code, runs):
 def test_a_script_that_is_told_to_stop_starts_nothing_again(
     tmp_path, workers, args, number
 ):
+  # Under nohup the tests ignore it, and what they start would, too.
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   process = start_fake(tmp_path, [[]] * workers, *args, '--workdir=w')
+  signal.signal(signal.SIGHUP, before)
   # A worker that is in its log has set its trap.
   for worker in range(workers):
     log = tmp_path / f'log.{worker}'

@@ -178,7 +178,7 @@ def test_what_is_no_lost_worker_is_left_as_it_is(monkeypatch, processes, error):
 @pytest.mark.parametrize('is_done', [True, False])
 @pytest.mark.parametrize('chief', [True, False])
 def test_the_chief_goes_first(chief, is_done, monkeypatch, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', 'absl')
   calls = []
   monkeypatch.setattr(workers, 'is_chief', lambda strategy: chief)
   monkeypatch.setattr(
