@@ -100,8 +100,9 @@ def _exit(error, code=1):
   kind = 'error' if code == 1 else 'interrupted'
   print(f'ddpm: {kind}: {message}', file=sys.stderr)
   # Frees what the failed functions hold: threads of tf.data that call Python
-  # while it ends would abort the process.
-  while isinstance(error, BaseException):
+  # while it ends would abort the process. Not where a worker is lost, as what
+  # is freed may wait for it.
+  while isinstance(error, BaseException) and code == 1:
     traceback.clear_frames(error.__traceback__)
     error = error.__cause__ or error.__context__
   sys.exit(code)
