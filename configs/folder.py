@@ -5,9 +5,9 @@
 
 PATH may also be what `ddpm.data prepare` has written. Takes the size (32, 64,
 128 or 256), whether there is color, and the classes from the images; see
-`ddpm.data.folder.suggest`. A network of middle size, with
-the schedule and the prediction of configs/mnist5k.py. Not tuned: results depend
-on the images. For a CPU: --config.data.image_size=32 --config.model.channels=32
+`ddpm.data.folder.suggest`. A network of middle size, with the schedule and the
+prediction of configs/mnist5k.py. Not tuned: results depend on the images. For a
+CPU: --config.data.image_size=32 --config.model.channels=32
 """
 
 import dataclasses

@@ -34,10 +34,10 @@ def is_here(name, data_dir):
 
 def fetch(name, data_dir):
   """Downloads and prepares a data set if it is not here; see `load`."""
-  if not is_here(name, data_dir):
+  if name.startswith('tfds:'):
     from ddpm.data import tfds as tfds_images
 
-    tfds_images.builder(name.partition(':')[2], os.path.expanduser(data_dir))
+    tfds_images.builder_of(name, data_dir)
 
 
 def load(
@@ -92,12 +92,8 @@ def load(
   # Imported lazily, because the import is slow.
   from ddpm.data import tfds as tfds_images
 
-  if scheme == 'prepared':
-    builder = tfds_images.builder_in(os.path.expanduser(rest))
-  else:
-    builder = tfds_images.builder(rest, os.path.expanduser(data_dir))
   return tfds_images.load(
-      builder,
+      tfds_images.builder_of(name, data_dir),
       name=name,
       split=split,
       image_size=size,

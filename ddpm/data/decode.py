@@ -124,12 +124,26 @@ def decode_plain(data, orientation, channels):
   return tf.cond(orientation <= 1, lambda: image, turned)
 
 
-def to_png(image):
-  """Bytes of a PNG file, not compressed, of an image uint8 [H, W, C]."""
+def encode(image, kind, **how):
+  """Encodes an image file.
+
+  Args:
+    image: uint8 [H, W, C].
+    kind: 'png' or 'jpeg'.
+    **how: Pillow's options of the format.
+
+  Returns:
+    Bytes.
+  """
   buffer = io.BytesIO()
   image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  image.save(buffer, 'png', compress_level=0)
+  image.save(buffer, kind, **how)
   return buffer.getvalue()
+
+
+def to_png(image):
+  """Bytes of a PNG file, not compressed, of an image uint8 [H, W, C]."""
+  return encode(image, 'png', compress_level=0)
 
 
 def _to_8_bits(image):

@@ -108,13 +108,16 @@ def batches(
         batch_size=batch_size,
         num_images=len(source),
     )
-    # Where random parts are: of the example's key, as all of its randomness.
-    keys = rng.fold_in(rng.key(seed), steps[:, None])
-    keys = rng.fold_in(rng.fold_in(keys, positions[None]), _PART)
-    return ({'key': keys} if part_size else {}) | {
+    element = {
         'index': tf.reshape(indices, [steps_per_block, b]),
         'position': tf.tile(positions[None], [steps_per_block, 1]),
     }
+    if part_size:
+      # Of the example's key, as all of its randomness.
+      keys = rng.fold_in(rng.key(seed), steps[:, None])
+      keys = rng.fold_in(rng.fold_in(keys, positions[None]), _PART)
+      element['key'] = keys
+    return element
 
   # Longer than any run.
   parts = tf.data.Dataset.range(np.iinfo(np.int64).max).map(part)

@@ -10,7 +10,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -20,7 +19,6 @@ import uuid
 
 from array_record.python import array_record_module
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
 
 from ddpm.data import decode
@@ -211,7 +209,9 @@ def _complete(image_size, channels, settings, download):
     _check_encoding(settings['encoding'], channels)
     return Options(image_size=image_size, channels=channels, **settings)
   shape = tfds_images.image_shape(
-      _builder(settings['data'], settings['data_dir'], **download),
+      tfds_images.builder_of(
+          settings['data'], settings['data_dir'], **download
+      ),
       settings['data'],
       settings['image_key'],
   )
@@ -236,13 +236,6 @@ def _check_encoding(encoding, channels):
         '--encoding is jpeg, which has no transparency, but the images have 4'
         ' channels: use png'
     )
-
-
-def _builder(data, data_dir, **download):
-  scheme, _, name = data.partition(':')
-  if scheme == 'prepared':
-    return tfds_images.builder_in(name)
-  return tfds_images.builder(name, os.path.expanduser(data_dir), **download)
 
 
 def _make_plan(options, out):
@@ -384,13 +377,8 @@ def _writing(part, path):
 
 
 def _encode(image, encoding):
-  """Bytes of a file of an image, uint8 [H, W, C]."""
-  if image.shape[-1] == 1:
-    image = image[..., 0]
-  buffer = io.BytesIO()
   how = {'quality': _QUALITY} if encoding == 'jpeg' else {}
-  Image.fromarray(image).save(buffer, encoding, **how)
-  return buffer.getvalue()
+  return decode.encode(image, encoding, **how)
 
 
 def _features(options, classes):
@@ -500,7 +488,7 @@ class _Tfds:
 
   def __init__(self, options):
     self._split = tfds_images.Split(
-        _builder(options.data, options.data_dir),
+        tfds_images.builder_of(options.data, options.data_dir),
         name=options.data,
         split=options.split,
         image_size=options.image_size,

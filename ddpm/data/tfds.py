@@ -59,6 +59,14 @@ def builder(name, data_dir, **how):
     return found
 
 
+def builder_of(data, data_dir, **how):
+  """The builder of 'tfds:NAME', see `builder`, or 'prepared:PATH'."""
+  scheme, _, rest = data.partition(':')
+  if scheme == 'prepared':
+    return builder_in(os.path.expanduser(rest))
+  return builder(rest, os.path.expanduser(data_dir), **how)
+
+
 def is_prepared(name, data_dir):
   """Whether a data set is there. Raises UserError if its name is unknown."""
   return _find(name, data_dir).is_prepared()

@@ -36,19 +36,19 @@ def reason(error):
   return ' '.join(text.split()) or type(error).__name__
 
 
-@contextlib.contextmanager
 def reading(path):
   """Turns file system errors into a UserError that names the path."""
-  try:
-    yield
-  except (OSError, tf.errors.OpError) as e:
-    raise UserError(f'{path} cannot be read: {reason(e)}') from e
+  return _cannot_be('read', path)
+
+
+def writing(path):
+  """Turns file system errors into a UserError that names the path."""
+  return _cannot_be('written', path)
 
 
 @contextlib.contextmanager
-def writing(path):
-  """Turns file system errors into a UserError that names the path."""
+def _cannot_be(done, path):
   try:
     yield
   except (OSError, tf.errors.OpError) as e:
-    raise UserError(f'{path} cannot be written: {reason(e)}') from e
+    raise UserError(f'{path} cannot be {done}: {reason(e)}') from e

@@ -168,7 +168,8 @@ class Trainer:
     self.devices = devices.describe(
         strategy, self.replica_batch_size, jit_compile=self._jit_compile
     )
-    _fetch_data(config, strategy)
+    if workers.are_several(strategy):  # Alone, loading fetches it.
+      _fetch_data(config, strategy)
     self._source = _load_data(config)
     size = build.image_size(config)
     # With random_crop, images are larger than what is trained on.
