@@ -79,8 +79,10 @@ def poison(workdir):
   params = state.params.numpy()
   params[0] = np.nan
   state.params.assign(params)
-  checkpoints.save(step)
-  checkpoints.wait()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint, '_check_finite', lambda *_: None)
+    checkpoints.save(step)
+    checkpoints.wait()
 
 
 def stops_at(workdir, step, after='', **overrides):
@@ -97,6 +99,14 @@ def stops_at(workdir, step, after='', **overrides):
 
 def test_weights_that_are_not_finite_stop_the_run(trained):
   assert stops_at(trained, 3)
+
+
+def test_an_update_that_is_not_finite_is_not_saved(trained):
+  """Adam's moments and the gradient are finite; 1e38 times them are not."""
+  huge = {'optimizer.learning_rate': 3e38, 'optimizer.warmup_steps': 0}
+  with pytest.raises(UserError, match='params of step 1 is not finite, and not'):
+    run(trained / 'huge', 3, **huge, **{'train.checkpoint_every_steps': 1})
+  assert not list((trained / 'huge' / 'checkpoints').glob('ckpt-*'))
 
 
 def test_in_half_precision_they_stop_it_after_some_steps(tmp_path):

@@ -17,6 +17,7 @@ import os
 import re
 
 from absl import logging
+import numpy as np
 import tensorflow as tf
 
 from ddpm.runtime import files
@@ -85,7 +86,9 @@ class Checkpointer:
       entries = _entries(self._state.variables())
       _restore_counters(reader, entries)
       checkpoint = tf.train.Checkpoint(layout=self._layout_json, **entries)
-      status = checkpoint.read(path).assert_existing_objects_matched()
+      status = checkpoint.read(
+          files.without_wildcards(path)
+      ).assert_existing_objects_matched()
       # The manager's save counter has no counterpart here.
       status.expect_partial()
     if self._writes:
@@ -129,12 +132,8 @@ class Checkpointer:
       _sweep_leftovers(directory)
       _sweep_leftovers(kept)
       _write_state_file(directory, newest=step)
-      self._last = tf.train.CheckpointManager(
-          checkpoint, directory, max_to_keep=self._keep_last
-      )
-      self._kept = tf.train.CheckpointManager(
-          checkpoint, kept, max_to_keep=None
-      )
+      self._last = _manager(checkpoint, directory, self._keep_last)
+      self._kept = _manager(checkpoint, kept, None)
 
   def save(self, step, *, leaving=False):
     """Saves the state as the checkpoint of a step, if this process writes.
@@ -148,7 +147,8 @@ class Checkpointer:
         is not read back, which takes as long as writing it.
 
     Raises:
-      UserError: the previous checkpoint could not be written.
+      UserError: the previous checkpoint could not be written, or its weights
+        or moments were not finite.
     """
     if not self._writes:
       return
@@ -171,6 +171,7 @@ class Checkpointer:
       self._pending.result()
 
   def _write(self, step, leaving):
+    _check_finite(self._copy, step)
     callbacks = [_flush, _read_back]
     # The one before has been read back, and remains.
     hurry = leaving and files.is_in_bucket(self._workdir)
@@ -378,6 +379,31 @@ def _list_in(directory):
   return {(int(m[2]), os.path.join(directory, m[1])) for m in matches if m}
 
 
+def _check_finite(state, step):
+  """Raises UserError if weights, EMAs or moments are not finite.
+
+  The step looks at the gradient only. A rate or an epsilon beyond float32's
+  range makes the update infinite.
+  """
+  vectors = {name: state[name] for name in ('params', 'adam_m', 'adam_v')}
+  vectors |= {f'ema/{name}': value for name, value in state['ema'].items()}
+  for name, value in vectors.items():
+    if not np.isfinite(value.numpy()).all():
+      raise UserError(
+          f'{name} of step {step} is not finite, and not saved: lower'
+          ' optimizer.learning_rate, or raise optimizer.epsilon; the last'
+          ' checkpoint is from before'
+      )
+
+
+def _manager(checkpoint, directory, max_to_keep):
+  # With a name, so that the folder itself is opened.
+  path = files.without_wildcards(os.path.join(directory, 'x'))
+  return tf.train.CheckpointManager(
+      checkpoint, os.path.dirname(path), max_to_keep=max_to_keep
+  )
+
+
 def _newest(workdir):
   """Step and path of the newest checkpoint that verifies, else 0 and None."""
   for step, path in _list(workdir):
@@ -390,7 +416,9 @@ def _newest(workdir):
 
 def _reader(path):
   # `tf.train.load_checkpoint` takes a prefix for a folder on some file systems.
-  return tf.compat.v1.train.NewCheckpointReader(path)
+  return tf.compat.v1.train.NewCheckpointReader(
+      files.without_wildcards(path)
+  )
 
 
 def _was_completed(workdir):
@@ -420,7 +448,7 @@ def _damage(path):
       for name, dtype in reader.get_variable_to_dtype_map().items():
         # Unlike the reader, the op does not hold the GIL.
         tf.raw_ops.RestoreV2(
-            prefix=path,
+            prefix=files.without_wildcards(path),
             tensor_names=[name],
             shape_and_slices=[''],
             dtypes=[dtype],
@@ -441,7 +469,8 @@ def _flush(path):
   if files.is_in_bucket(path):
     return
   directory = os.path.dirname(path)
-  for name in [*tf.io.gfile.glob(path + '.*'), directory]:
+  parts = files.matching(directory, os.path.basename(path) + '.*')
+  for name in [*parts, directory]:
     file = os.open(name, os.O_RDONLY)
     try:
       os.fsync(file)

@@ -49,6 +49,9 @@ def get_config():
   data.unlabelled = 'refuse'
   # Broken images of a folder: stop | skip
   data.on_error = 'stop'
+  # Rounds of the cipher that orders the images, anew in each epoch: 8 | 4 (of
+  # older versions; prefers some orders). A resumed run keeps its own.
+  data.shuffle_rounds = 8
   # Flip each image left to right with probability 1/2.
   data.random_flip = True
 

@@ -67,7 +67,7 @@ class Job:
         self._directory, self._draw_part, total=self.total, name='images'
     )
     self._progress, self._done = None, 0
-    begun = tf.io.gfile.glob(os.path.join(self._directory, 'job_*.json'))
+    begun = files.matching(self._directory, 'job_*.json')
     for path in [self._path('manifest.json'), *begun]:
       self._check_same(path)
 
