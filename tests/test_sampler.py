@@ -180,7 +180,7 @@ def test_inpainting_keeps_a_gaussians_distribution():
     return sampler_lib.sample(
         gaussian_network(process), process, rows, keys=keys,
         start=sampler_lib.initial_noise(process, keys, SHAPE),
-        constrain=lambda x0: tf.where(mask, sampler_lib.clip(x0), -0.7),
+        constrain=lambda x0: tf.where(mask, pixels.clip(x0), -0.7),
     )[0]  # fmt: skip
 
   x = tf.function(function, autograph=False)().numpy()

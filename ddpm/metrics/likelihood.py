@@ -117,7 +117,7 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
     xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
     estimate, share = diffusion.denoise(network, xt, diffusion.level(ts))
     # Ho's code also clips for evaluation.
-    estimate = tf.clip_by_value(estimate, -1.0, 1.0)
+    estimate = pixels.clip(estimate)
     return variational_bound.bound_term(
         diffusion, x0, xt, ts, estimate, share
     )

@@ -107,8 +107,8 @@ def _locked(place):
       raise _in_use(place, file.read().strip()) from e
     except OSError as e:
       raise UserError(
-          f'{path} cannot be locked ({e.strerror}): use a'
-          f' {place.kind} on a file system that has locks'
+          f'{path} cannot be locked ({e.strerror}): use another'
+          f' {place.kind}, on a file system that has locks'
       ) from e
     with writing(path):
       file.truncate(0)

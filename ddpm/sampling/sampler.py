@@ -145,7 +145,7 @@ class Sampler:
 
   def _constrain(self, x0):
     """Clips an estimate of x_0, and puts the known pixels back in."""
-    x0 = clip(x0) if self.spec.clips else x0
+    x0 = pixels.clip(x0) if self.spec.clips else x0
     return x0 if self._mask is None else tf.where(self._mask, x0, self._image)
 
   def labels(self, seeds):
@@ -269,14 +269,6 @@ def slerp(a, b, fraction):
   return (first + tf.sin(fraction * angle) * b) / tf.sin(angle)
 
 
-def clip(x0):
-  """Clips an estimate of x_0 to the range of images, as Ho's code does.
-
-  What is not finite stays so: a network that overflows must not draw black.
-  """
-  return tf.where(tf.math.is_finite(x0), tf.clip_by_value(x0, -1.0, 1.0), x0)
-
-
 def sample(
     network,
     process,
@@ -297,7 +289,7 @@ def sample(
     rows: dict of `solvers.table`.
     start: float32 [B, H, W, C], x at the first row's level.
     keys: uint32 [B, 2], one key per image.
-    constrain: function applied to each estimate of x_0: to `clip` it, or to
+    constrain: function applied to each estimate of x_0: to clip it, or to
       put a known part of the image back in.
     frames: `_Frames` to record; None for none.
     jit_compile: whether to compile a row with XLA. The loop stays outside: it
