@@ -77,6 +77,17 @@ def test_an_unknown_variant_is_refused(module):
         ('data.image_size', 'large', 'expected a number of pixels, or'),
         ('data.image_size', 0, 'expected a number of pixels, or'),
         ('data.resize', 'crop', 'expected one of: center_crop, random_crop'),
+        ('model.channel_multipliers', (0, 1), 'channel_multipliers has 0, exp'),
+        ('model.channel_multipliers', (1, -2), 'channel_multipliers has -2'),
+        ('model.channel_multipliers', (1, '2'), "multipliers has '2', exp"),
+        ('model.channel_multipliers', (1, (2,)), r'multipliers has \(2,\), e'),
+        ('model.channel_multipliers', (1, None), 'multipliers has None, exp'),
+        ('model.channel_multipliers', (1, 1.01), 'multipliers has 1.01, exp'),
+        ('model.channel_multipliers', (1, float('nan')), r'is \(1, nan\), exp'),
+        ('ema.decays', (float('nan'),), r'decays is \(nan,\), expected a fin'),
+        ('optimizer.clip_norm', float('inf'), 'clip_norm is inf, expected a f'),
+        ('model.norm_epsilon', 0.0, 'norm_epsilon is 0.0, expected more than'),
+        ('model.norm_epsilon', float('nan'), 'epsilon is nan, expected a fin'),
         ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
         ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),
@@ -104,6 +115,36 @@ def test_refuses(name, value, message):
     config_lib.validate(config)
   # It begins with a setting, as a flag has it.
   assert re.match(r'config\.\w+(\.\w+)* ', str(error.value))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'channels': 32, 'channel_multipliers': (1, 1.5)},
+        {'channels': 224, 'channel_multipliers': (1, 300 / 224),
+         'norm_groups': 4},
+        # Only levels that attend have heads.
+        {'channels': 32, 'channel_multipliers': (1, 2), 'head_channels': 64},
+    ],
+)  # fmt: skip
+def test_what_networks_there_are(settings):
+  config = mnist5k.get_config()
+  config.model.update({'patch_size': 2, 'norm_groups': 16} | settings)
+  config_lib.validate(config)
+
+
+@pytest.mark.parametrize('sizes', [(5,), (7, 16), ('7',)])
+def test_attention_at_no_feature_map_is_said(sizes, caplog):
+  config = mnist5k.get_config()
+  config_lib.validate(config)
+  assert not caplog.records
+  config.model.attention_resolutions = sizes
+  config_lib.validate(config)
+  (said,) = caplog.messages
+  assert said == (
+      f'config.model.attention_resolutions has {sizes[-1]!r}, but the feature'
+      ' maps are 14, 7 high: no attention there'
+  )
 
 
 def test_the_schedule_edm_has_no_bound():
@@ -164,7 +205,7 @@ def test_what_is_missing_or_no_config_is_refused():
   config = mnist5k.get_config()
   with config.unlocked():
     del config.model.dropout
-  with pytest.raises(UserError, match=r'config\.model\.dropout is missing: begin'):
+  with pytest.raises(UserError, match=r'config\.model\.dropout is missing'):
     config_lib.validate(config)
   for none in (None, {'seed': 1}, 5):
     with pytest.raises(UserError, match='expected a ConfigDict'):

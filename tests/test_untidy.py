@@ -2,14 +2,12 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from support import error_line
 from support import metrics
-from support import refused
 from support import ROOT
 from support import run_fork
 from support import run_program
@@ -49,7 +47,9 @@ _WRONG_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('body, message', _WRONG_FILES.values(), ids=_WRONG_FILES)
+@pytest.mark.parametrize(
+    'body, message', _WRONG_FILES.values(), ids=_WRONG_FILES
+)
 def test_a_config_file_that_is_wrong(tmp_path, body, message):
   path = config_file(tmp_path, body)
   done = run_fork(

@@ -79,17 +79,14 @@ class Images:
     return dataclasses.replace(self, labels=labels)
 
   def read(self, dataset, remote=False):
-    if remote and self.file:
-      read_images = self._map_file
-    else:
-      images = _as_tensor(self.images)
-      read_images = lambda: images
+    by_file = remote and self.file
+    images = None if by_file else _as_tensor(self.images)
     labels = tf.constant(self.labels)
 
     def gather(element):
       index = element.pop('index')
       return element | {
-          'image': tf.gather(read_images(), index),
+          'image': tf.gather(self._map_file() if by_file else images, index),
           'label': tf.gather(labels, index),
       }
 

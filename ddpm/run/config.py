@@ -18,6 +18,7 @@ from ddpm.run import defaults
 from ddpm.runtime import files
 from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import UserError
 
 # These define a run's trajectory, and may not change in a workdir.
@@ -133,7 +134,8 @@ def _check_settings(config):
         ' configs/default.py, and change what differs'
     )
   for name, value in got.items():
-    if isinstance(value, float) and not math.isfinite(value):
+    values = value if isinstance(value, tuple | list) else [value]
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
       raise UserError(f'config.{name} is {value}, expected a finite number')
 
 
@@ -149,6 +151,7 @@ def _check_model(config):
       image_size=build.image_size(config),
       channels=model.channels,
       channel_multipliers=model.channel_multipliers,
+      attention_resolutions=model.attention_resolutions,
       num_heads=model.num_heads,
       head_channels=model.head_channels,
       norm_groups=model.norm_groups,
@@ -156,6 +159,21 @@ def _check_model(config):
   )
   if not model.dropout < 1:
     raise ValueError(f'dropout is {model.dropout}, expected below 1')
+  if not model.norm_epsilon > 0:
+    raise ValueError(
+        f'norm_epsilon is {model.norm_epsilon}, expected more than 0'
+    )
+  there = unet.heights(
+      build.image_size(config), len(model.channel_multipliers), model.patch_size
+  )
+  absent = [size for size in model.attention_resolutions if size not in there]
+  if absent:
+    # Not an error: one list may serve images of several sizes.
+    logging.warning(
+        'config.model.attention_resolutions has %s, but the feature maps are'
+        ' %s high: no attention there',
+        ', '.join(map(repr, absent)), ', '.join(map(str, there)),
+    )  # fmt: skip
 
 
 def _check_label_dropout(config):
@@ -181,7 +199,7 @@ def save(config, workdir):
   """Writes WORKDIR/config.json."""
   path = os.path.join(workdir, 'config.json')
   fields = {'version': _VERSION} | config.to_dict()
-  text = json.dumps(fields, indent=2) + '\n'
+  text = strict_json.dumps(fields, indent=2) + '\n'
   files.write_file(path, text.encode())
 
 

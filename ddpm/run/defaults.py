@@ -58,6 +58,7 @@ def get_config():
   config.model = model = config_dict.ConfigDict()
   model.image_channels = 3
   model.channels = 128
+  # Of each level; fractions such as 1.5 as well.
   model.channel_multipliers = (1, 2, 2, 2)
   model.num_res_blocks = 2
   # Feature map heights, in the U-Net's pixels (image_size / patch_size).

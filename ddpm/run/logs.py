@@ -16,6 +16,7 @@ import tensorflow as tf
 from ddpm.runtime import files
 from ddpm.runtime import png
 from ddpm.runtime import progress
+from ddpm.runtime import strict_json
 from ddpm.runtime import words
 from ddpm.runtime.errors import writing
 
@@ -116,7 +117,7 @@ class _JsonLines:
       self._file = tf.io.gfile.GFile(path, 'a')
 
   def scalars(self, step, metrics):
-    line = json.dumps({'step': step, **metrics}) + '\n'
+    line = strict_json.dumps({'step': step, **metrics}) + '\n'
     if self._file is None:
       self._lines.append(line)
       return

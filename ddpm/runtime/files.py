@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import functools
 import os
+import uuid
 
 import tensorflow as tf
 
@@ -21,7 +22,8 @@ def write_file(path, data):
 def open_atomically(path):
   """Opens a file to write, which appears under its name when it is whole.
 
-  Makes its folder if it is missing.
+  Makes its folder if it is missing. Of several processes that write the same
+  file at once, the last one's stays.
 
   Args:
     path: local or in a bucket.
@@ -35,9 +37,15 @@ def open_atomically(path):
   with writing(path):
     if folder := os.path.dirname(path):
       tf.io.gfile.makedirs(folder)
-    with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
-      yield f
-    tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+    part = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+    try:
+      with tf.io.gfile.GFile(part, 'wb') as f:
+        yield f
+      tf.io.gfile.rename(part, path, overwrite=True)
+    except BaseException:
+      with contextlib.suppress(tf.errors.OpError):
+        tf.io.gfile.remove(part)
+      raise
 
 
 def matching(folder, pattern):
