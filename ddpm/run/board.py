@@ -6,7 +6,7 @@ needs it: what they would add to a tensor are a few bytes of metadata.
 """
 
 import os
-import time
+import struct
 
 from google.protobuf import struct_pb2
 import tensorflow as tf
@@ -14,6 +14,7 @@ import tensorflow as tf
 from ddpm.run import config as config_lib
 from ddpm.runtime import files
 from ddpm.runtime import png
+from ddpm.runtime.errors import reading
 
 
 class TensorBoard:
@@ -21,13 +22,16 @@ class TensorBoard:
 
   Args:
     directory: the folder, local or in a bucket.
-    first_step: step that the run starts at: TensorBoard forgets later ones of
-      an earlier start, which are done again. None to forget nothing.
+    first_step: step that the run starts at. Later ones of an earlier start are
+      dropped: they are done again. None to drop nothing.
+
+  Raises:
+    UserError: events of an earlier start cannot be read or written.
   """
 
   def __init__(self, directory, first_step=None):
     self._directory = directory
-    if first_step is not None and tf.io.gfile.exists(directory):
+    if first_step is not None:
       _forget_after(directory, first_step)
     self._writer = self._new_writer()
 
@@ -90,26 +94,36 @@ class TensorBoard:
 
 
 def _forget_after(directory, step):
-  """Has TensorBoard forget what was written before about steps after `step`.
+  """Drops what earlier starts wrote about steps after `step`."""
+  paths = tf.io.gfile.glob(os.path.join(directory, 'events.out.tfevents.*'))
+  # Their names begin with the time.
+  for path in sorted(paths, reverse=True):
+    with reading(path), tf.io.gfile.GFile(path, 'rb') as f:
+      data = f.read()
+    end, last = _end_of(data, step)
+    if end < len(data):
+      files.write_file(path, data[:end])
+    if last:  # The start that wrote this file has looked at those before it.
+      return
 
-  A file of events like any other, but TensorFlow 2's writers do not write this
-  one. TensorBoard reads a folder's files in the order of their names.
+
+def _end_of(data, step):
+  """Where the events of steps up to `step` end, and the step of the last.
+
+  A record is its length, uint64, and the length's checksum, uint32; the event;
+  and the event's checksum, uint32. The steps do not fall.
   """
-  now = time.time()
-  events = [
-      tf.compat.v1.Event(wall_time=now, file_version='brain.Event:2'),
-      tf.compat.v1.Event(
-          wall_time=now,
-          step=step + 1,
-          session_log=tf.compat.v1.SessionLog(
-              status=tf.compat.v1.SessionLog.START
-          ),
-      ),
-  ]
-  path = os.path.join(directory, f'events.out.tfevents.{int(now):010d}')
-  with tf.io.TFRecordWriter(path) as f:
-    for event in events:
-      f.write(event.SerializeToString())
+  end = last = 0
+  while end + 12 <= len(data):
+    (size,) = struct.unpack_from('<Q', data, end)
+    after = end + 12 + size + 4
+    if after > len(data):  # A kill cut it short.
+      break
+    event = tf.compat.v1.Event.FromString(data[end + 12 : after - 4])
+    if event.step > step:
+      break
+    end, last = after, event.step
+  return end, last
 
 
 def _metadata(plugin, data_class, content=b''):
