@@ -142,7 +142,7 @@ def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
 def test_advice_is_given_before_training_and_in_a_dry_run(run):
   _, done = run
   # 0.995^4
-  said = 'the EMA of decay 0.995 (ema.decays) is to 98% the initial weights'
+  said = 'after 4 steps, 98% of the EMA of decay 0.995 (ema.decays) is the'
   assert said in done.stderr
   done = run_fork(
       'ddpm.main', *TINY, '--dry_run', '--topology=1xh100',

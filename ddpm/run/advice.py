@@ -53,9 +53,9 @@ def _on_emas(config):
     initial = decay**config.train.num_steps
     if initial > _MOST_INITIAL:
       yield (
-          f'the EMA of decay {decay} (ema.decays) is to {initial:.0%} the'
-          f' initial weights after {config.train.num_steps:,} steps: use a'
-          ' smaller decay, or ema.rampup_ratio=0.05'
+          f'after {config.train.num_steps:,} steps, {initial:.0%} of the EMA of'
+          f' decay {decay} (ema.decays) is the initial weights: use a smaller'
+          ' decay, or ema.rampup_ratio=0.05'
       )
 
 

@@ -30,16 +30,19 @@ class Profiler:
   """Profiles steps, if any are asked for.
 
   Attributes:
-    marks: steps done when it starts and when it ends, where loops return.
+    marks: steps done when it starts and when it ends. There the loops of all
+      workers have to return, as they stop together.
 
   Args:
     steps: the first and the last one, counted from 1; None for no profile.
     directory: of TensorBoard.
     done: steps done before this start.
+    writes: whether this worker is profiled.
   """
 
-  def __init__(self, steps, directory, *, done):
+  def __init__(self, steps, directory, *, done, writes):
     self._directory = directory
+    self._writes = writes
     self._running = False
     self.marks = ()
     if steps is None:
@@ -52,7 +55,7 @@ class Profiler:
 
   def before(self, step):
     """Starts if the next step is the first to profile, after `step` steps."""
-    if step in self.marks[:1]:
+    if self._writes and step in self.marks[:1]:
       tf.profiler.experimental.start(self._directory)
       self._running = True
 

@@ -16,7 +16,7 @@ from ddpm.training import trainer as trainer_lib
 _TIMED = 5
 
 # Of a scalar in TensorBoard's file, with its name and metadata (measured).
-_EVENT_BYTES = 120
+_EVENT_BYTES = 80
 
 
 def lines(config, strategy):
@@ -49,7 +49,8 @@ def lines(config, strategy):
     yield f'memory: {memory.peak() / 2**30:.2f} GiB peak resident set'
   cost = cost_lib.of_step(config, images)
   yield f'per-replica memory: {cost.peak_bytes / 2**30:.2f} GiB, as counted'
-  yield f'FLOPs per image: {cost.flops / images / 1e9:.2f} GFLOP'
+  flops = cost.flops / images
+  yield f'FLOPs per image: {flops / 1e9:.3g} GFLOP, forward and backward'
   reduced = words.size(cost.reduced_bytes) if replicas > 1 else 'none'
   yield f'all-reduce per step: {reduced}'
   state = tf.nest.flatten(trainer.state.variables())

@@ -103,7 +103,7 @@ def _train(config, workdir, strategy, stop, profile, chief):
   stopped = False
   watch = hindrances.Hindrances(strategy)
   profiler = profile_lib.Profiler(
-      profile if chief else None, logs.board_folder(workdir), done=step
+      profile, logs.board_folder(workdir), done=step, writes=chief
   )
   estimate_at = step + 1 + _STEPS_OF_ESTIMATE
   while step < num_steps and not stopped:
