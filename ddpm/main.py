@@ -5,12 +5,11 @@
 Rerun to resume.
 """
 
-import resource
-
 from absl import flags
 from etils import epy
 from ml_collections import config_flags
 
+from ddpm.runtime import profile
 from ddpm.runtime import program
 from ddpm.runtime import targets
 from ddpm.runtime import topology as topology_lib
@@ -18,14 +17,14 @@ from ddpm.runtime.errors import UserError
 
 # Loaded in main.
 with epy.lazy_imports():
-  import tensorflow as tf
-
+  from ddpm.run import advice
   from ddpm.run import build
   from ddpm.run import config as config_lib
   from ddpm.runtime import files
   from ddpm.runtime import preemption
   from ddpm.training import aot
   from ddpm.training import cost as cost_lib
+  from ddpm.training import plan
   from ddpm.training import trainer as trainer_lib
 
 FLAGS = flags.FLAGS
@@ -39,7 +38,7 @@ def define_flags():
       'workdir', None, 'Folder for checkpoints and logs, shared by all workers.'
   )
   flags.DEFINE_bool(
-      'dry_run', False, 'Run one step, print sizes and memory, write nothing.'
+      'dry_run', False, 'Run a few steps, print the plan, write nothing.'
   )
   flags.DEFINE_string(
       'topology',
@@ -51,6 +50,9 @@ def define_flags():
       None,
       'With --dry_run: compile the step for h100, a100 (8 of them), h100:1 or'
       ' v5e:2x2 instead, on this machine.',
+  )
+  flags.DEFINE_string(
+      'profile', None, 'Profile steps 100,110, say, for TensorBoard.'
   )
 
 
@@ -72,12 +74,24 @@ def check_flags():
           ' --topology'
       )
     _parse(targets, FLAGS.compile_for)
+  if FLAGS.profile is not None:
+    if FLAGS.dry_run:
+      raise UserError('--profile is of training: leave out --dry_run')
+    _, last = _parse(profile, FLAGS.profile)
+    if last > (num_steps := FLAGS.config.train.num_steps):
+      raise UserError(
+          f'--profile ends at step {last}, but training at step {num_steps}'
+          ' (train.num_steps)'
+      )
 
 
 def main():
   stop = preemption.StopSignal()
   config = FLAGS.config
   config_lib.validate(config)
+  if FLAGS.dry_run:
+    for sentence in advice.advice(config):
+      print(f'warning: {sentence}')
   if FLAGS.topology is not None:
     _predict(config, _parse(topology_lib, FLAGS.topology))
     return
@@ -86,27 +100,12 @@ def main():
     return
   strategy = build.make_strategy(config)
   if FLAGS.dry_run:
-    _dry_run(config, strategy)
+    for line in plan.lines(config, strategy):
+      print(line, flush=True)
     return
   files.make_writable_folder(FLAGS.workdir, name='--workdir')
-  trainer_lib.train(config, FLAGS.workdir, strategy, stop)
-
-
-def _dry_run(config, strategy):
-  trainer = trainer_lib.Trainer(config, strategy)
-  _, _, metrics = trainer.run_until(1)
-  print(f'parameters: {trainer.layout.size}')
-  print(f'devices: {", ".join(strategy.extended.worker_devices)}')
-  print(f'replicas: {strategy.num_replicas_in_sync}')
-  print(f'per-replica batch: {trainer.replica_batch_size}')
-  print(f'first loss: {metrics["loss"]:.6f}')
-  gpus = tf.config.list_logical_devices('GPU')
-  for gpu in gpus:
-    peak = tf.config.experimental.get_memory_info(gpu.name)['peak']
-    print(f'memory: {peak / 2**30:.2f} GiB peak on {gpu.name}')
-  if not gpus:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f'memory: {peak / 2**30:.2f} GiB peak resident set')
+  steps = FLAGS.profile and profile.parse(FLAGS.profile)
+  trainer_lib.train(config, FLAGS.workdir, strategy, stop, steps)
 
 
 def _parse(module, value):

@@ -133,20 +133,6 @@ def test_what_networks_there_are(settings):
   config_lib.validate(config)
 
 
-@pytest.mark.parametrize('sizes', [(5,), (7, 16), ('7',)])
-def test_attention_at_no_feature_map_is_said(sizes, caplog):
-  config = mnist5k.get_config()
-  config_lib.validate(config)
-  assert not caplog.records
-  config.model.attention_resolutions = sizes
-  config_lib.validate(config)
-  (said,) = caplog.messages
-  assert said == (
-      f'config.model.attention_resolutions has {sizes[-1]!r}, but the feature'
-      ' maps are 14, 7 high: no attention there'
-  )
-
-
 def test_the_schedule_edm_has_no_bound():
   config = cifar10_edm.get_config()
   config.diffusion.loss = 'vlb'

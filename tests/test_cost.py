@@ -4,6 +4,7 @@ import pytest
 from support import tiny_config
 import tensorflow as tf
 
+from ddpm.run import build
 from ddpm.training import cost
 
 SIZE, CHANNELS, BATCH = 7, 8, 4  # of the tiny network's feature maps
@@ -30,6 +31,16 @@ def test_flops_are_those_of_all_layers(accumulation_steps):
   # The gradient of the weights costs as much as the layer; so does that of its
   # input.
   assert got.flops == 2 * BATCH * (2 * everything + inner)
+
+
+def test_flops_of_an_image_are_three_forward_passes():
+  config = tiny_config(**{'train.remat': True})
+  everything, _ = multiplications(config)
+  model = build.make_model(config)
+  assert cost.of_training_on_an_image(model) == 3 * 2 * everything
+  # Classes enter by a table, which costs no product.
+  model = build.make_model(tiny_config(**{'model.num_classes': 10}))
+  assert cost.of_training_on_an_image(model) == 3 * 2 * everything
 
 
 def test_remat_computes_more_and_keeps_less():

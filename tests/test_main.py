@@ -18,6 +18,7 @@ from support import TINY_WITHOUT_XLA
 import tensorflow as tf
 
 from ddpm.runtime import cores
+from ddpm.runtime import words
 
 
 def train(workdir, *args, steps=4, **env):
@@ -60,8 +61,12 @@ def test_a_run_leaves_what_it_promises(run):
 def test_2_and_2_resumed_steps_are_4_to_the_bit(run, tmp_path):
   workdir, _ = run
   train(tmp_path, steps=2)
-  done = train(tmp_path, '--config.train.steps_per_loop=3', steps=4)
+  # How the steps are called, and a profile, change nothing.
+  done = train(
+      tmp_path, '--config.train.steps_per_loop=3', '--profile=4,4', steps=4
+  )
   assert 'resuming at step 2' in done.stderr
+  assert list(tmp_path.glob('tensorboard/plugins/profile/*/*.xplane.pb'))
   assert losses(tmp_path)[0] == [1, 2, 3, 4]
   np.testing.assert_array_equal(losses(tmp_path)[1], losses(workdir)[1])
   whole, resumed = tensors(workdir, 4), tensors(tmp_path, 4)
@@ -117,10 +122,33 @@ def test_dry_run_writes_nothing_and_prints_sizes(tmp_path):
       f'--workdir={tmp_path / "w"}',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert 'parameters: ' in done.stdout
-  assert 'per-replica batch: 8' in done.stdout
-  assert 'memory: ' in done.stdout and 'devices: ' in done.stdout
+  lines = dict(line.split(': ', 1) for line in done.stdout.splitlines())
+  parameters = int(lines['parameters'])
+  # Weights, two moments and an EMA; counters, and losses by quartile.
+  assert lines['checkpoint'] == words.size(4 * 4 * parameters + 60)
+  assert lines['disk'].startswith('at most ')
+  assert '4 checkpoints at once, 0 kept for good' in lines['disk']
+  assert lines['disk'].endswith(' 1 grids')
+  assert lines['training'] == (
+      '1,800 steps, 14,400 images, 2.88 epochs of 5,000'
+  )
+  assert lines['all-reduce per step'] == 'none'
+  assert lines['per-replica batch'] == '8' and lines['replicas'] == '1'
+  assert {'devices', 'memory', 'per-replica memory', 'FLOPs per image', 'time',
+          'first loss'} < set(lines)  # fmt: skip
   assert not list(tmp_path.iterdir())
+
+
+def test_advice_is_given_before_training_and_in_a_dry_run(run):
+  _, done = run
+  # 0.995^4
+  said = 'after 4 steps, 98% of the EMA of decay 0.995 (ema.decays) is the'
+  assert said in done.stderr
+  done = run_fork(
+      'ddpm.main', *TINY, '--dry_run', '--topology=1xh100',
+      '--config.train.num_steps=4',
+  )  # fmt: skip
+  assert f'warning: {said}' in done.stdout
 
 
 def test_a_topology_is_predicted(tmp_path):
@@ -154,6 +182,10 @@ ERRORS = [
     (['--dry_run', '--topology=3xh100'], '3 replicas do not divide'),
     (['--config.distribute.all_reduce_dtype=float16'],
      'expected one of: float32, bfloat16'),
+    (['--profile=110,100'], 'expected the first and the last step, such as'),
+    (['--profile=0,5'], 'expected the first and the last step, such as'),
+    (['--profile=1,1801'], 'ends at step 1801, but training at step 1800'),
+    (['--profile=1,2', '--dry_run'], 'leave out --dry_run'),
     (['surplus'], "unknown argument 'surplus'"),
     (['--no_such_flag'], 'no_such_flag'),
     (['--config=configs/no_such.py'], 'No such file or directory'),

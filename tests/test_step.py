@@ -13,7 +13,9 @@ from ddpm.nn import flat
 from ddpm.optim import adam
 from ddpm.optim import ema
 from ddpm.run import build
+from ddpm.runtime import devices
 from ddpm.runtime.errors import UserError
+from ddpm.training import cost
 from ddpm.training import step as step_lib
 from ddpm.training import trainer as trainer_lib
 
@@ -161,6 +163,69 @@ def test_the_whole_loop_compiles_as_a_tpu_would_have_it(one_device, expected):
   block = next(one_device._make_blocks(0))
   metrics = loop(block, tf.constant(0), tf.constant(2))
   np.testing.assert_allclose(metrics['loss'], expected[1], rtol=1e-5)
+
+
+def test_what_is_measured_at_a_logged_step(one_device):
+  one_device.run_until(2)
+  before = [v.numpy() for v in tf.nest.flatten(one_device.state.variables())]
+  measured = one_device.measure(2)
+  params = one_device.state.params.numpy()
+  norm = np.linalg.norm(params)
+  assert measured['weight_norm'] == pytest.approx(norm, rel=1e-5)
+  distance = np.linalg.norm(params - one_device.state.ema['0.995']) / norm
+  assert measured['ema_distance'] == pytest.approx(distance, rel=1e-4)
+  assert distance > 0 and measured['host_memory_gib'] > 0.1
+  # A CPU has no memory of its own, nor a known peak.
+  assert not {'device_memory_gib', 'mfu'} & set(measured)
+  after = tf.nest.flatten(one_device.state.variables())
+  tf.nest.map_structure(np.testing.assert_array_equal, after, before)
+
+
+def test_flops_are_compared_with_a_known_peak(monkeypatch):
+  monkeypatch.setattr(devices, 'model', lambda _: 'NVIDIA H100 80GB HBM3')
+  trainer = make_trainer(2, **WITHOUT_XLA)
+  trainer.throughput.restart(-1)  # As if a step had been done.
+  measured = trainer.measure(0)
+  flops = cost.of_training_on_an_image(build.make_model(tiny_config()))
+  # Of two devices, in TF32.
+  expected = measured['images_per_second'] * flops / (2 * 495e12)
+  assert 0 < measured['mfu'] == pytest.approx(expected)
+
+
+def test_time_is_spent_on_training_or_waited(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(trainer_lib.time, 'monotonic', lambda: now[0])
+  throughput = trainer_lib.Throughput(8)
+  throughput.restart(10)
+  now[0] += 3
+  for what, seconds in (('data', 1), ('grid', 5), ('checkpoint', 4)):
+    with throughput.waiting(what):
+      now[0] += seconds
+  # 8 s for 4 steps, as grids are no training.
+  assert throughput.rate(14) == 4
+  assert throughput.lap(14) == {
+      'images_per_second': 4, 'data_wait_share': 1 / 8, 'grid_seconds': 5,
+      'checkpoint_seconds': 4,
+  }  # fmt: skip
+  now[0] += 1
+  assert throughput.lap(15) == {
+      'images_per_second': 8, 'data_wait_share': 0, 'grid_seconds': 0,
+      'checkpoint_seconds': 0,
+  }  # fmt: skip
+
+
+def test_the_loop_returns_where_something_happens():
+  train = tiny_config(
+      **{
+          'train.num_steps': 40, 'train.log_every_steps': 20,
+          'train.checkpoint_every_steps': 30, 'train.sample_every_steps': 0,
+      }
+  ).train  # fmt: skip
+  events, step = [], 0
+  while step < 40:
+    step = trainer_lib.next_event(step, train, 5, 24, 29, 50)
+    events.append(step)
+  assert events == [5, 20, 24, 29, 30, 40]
 
 
 class Spy:

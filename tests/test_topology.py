@@ -27,6 +27,26 @@ def test_other_names_are_refused(text):
     topology.parse(text)
 
 
+@pytest.mark.parametrize(
+    'product, name',
+    [
+        ('NVIDIA H100 80GB HBM3', 'h100'),
+        ('NVIDIA A100-SXM4-40GB', 'a100'),
+        ('Tesla V100-SXM2-16GB', 'v100'),
+    ],
+)
+def test_products(product, name):
+  assert topology.device_named(product) is topology.DEVICES[name]
+
+
+@pytest.mark.parametrize(
+    'product',
+    ['', 'NVIDIA H100 PCIe', 'NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'NVIDIA L4'],
+)
+def test_other_products_have_no_known_peak(product):
+  assert topology.device_named(product) is None
+
+
 def predict(text, **kwargs):
   cost = {'flops': 1e12, 'update_bytes': 1e9, 'reduced_bytes': 4e8}
   precision = {'precision': 'tf32'}

@@ -8,8 +8,8 @@ import os
 from matplotlib.figure import Figure
 import tensorflow as tf
 
+from ddpm.run import board
 from ddpm.run import lock
-from ddpm.run import logs
 from ddpm.runtime import files
 from ddpm.runtime import strict_json
 
@@ -71,9 +71,9 @@ def _record(workdir, result):
   files.write_file(path, lines.encode())
 
   # A separate folder: TensorBoard follows one writer per folder.
-  board = logs.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
-  board.scalars(result['details']['step'], _values(result))
-  board.close()
+  scores = board.TensorBoard(os.path.join(workdir, 'tensorboard/evaluation'))
+  scores.scalars(result['details']['step'], _values(result))
+  scores.close()
 
   training, sampling = _curves(rows, 'step'), _curves(rows, 'steps')
   _plot(os.path.join(workdir, 'evaluation.png'), training, 'training step')

@@ -125,7 +125,7 @@ def _check_settings(config):
         f'the config is {config!r}, expected a ConfigDict: does get_config()'
         ' return it?'
     )
-  expected, got = _flat(defaults.get_config()), _flat(config)
+  expected, got = flatten(defaults.get_config()), flatten(config)
   if unknown := sorted(got.keys() - expected):
     raise UserError(f'config.{unknown[0]} is no setting{_nearest(unknown[0])}')
   if missing := sorted(expected.keys() - got):
@@ -141,7 +141,7 @@ def _check_settings(config):
 
 def _nearest(name):
   """Names the setting that is meant, in a message, if it can be guessed."""
-  found = difflib.get_close_matches(name, _flat(defaults.get_config()), 1)
+  found = difflib.get_close_matches(name, flatten(defaults.get_config()), 1)
   return f': did you mean config.{found[0]}?' if found else ''
 
 
@@ -163,17 +163,6 @@ def _check_model(config):
     raise ValueError(
         f'norm_epsilon is {model.norm_epsilon}, expected more than 0'
     )
-  there = unet.heights(
-      build.image_size(config), len(model.channel_multipliers), model.patch_size
-  )
-  absent = [size for size in model.attention_resolutions if size not in there]
-  if absent:
-    # Not an error: one list may serve images of several sizes.
-    logging.warning(
-        'config.model.attention_resolutions has %s, but the feature maps are'
-        ' %s high: no attention there',
-        ', '.join(map(repr, absent)), ', '.join(map(str, there)),
-    )  # fmt: skip
 
 
 def _check_label_dropout(config):
@@ -283,7 +272,7 @@ def continued(config, workdir):
   before = load(workdir)
   if before is None:
     return config
-  old, new = _flat(before), _flat(config)
+  old, new = flatten(before), flatten(config)
   differ = [
       f'{name} {old.get(name)!r} -> {new.get(name)!r}'
       for name in sorted(old | new)
@@ -311,11 +300,12 @@ def _defines_trajectory(name):
   return any(name == t or name.startswith(t + '.') for t in _TRAJECTORY)
 
 
-def _flat(config, prefix=''):
+def flatten(config, prefix=''):
+  """A config's settings as one dict, {'train.batch_size': 128, ...}."""
   fields = {}
   for name, value in config.items():
     if isinstance(value, config_dict.ConfigDict):
-      fields |= _flat(value, f'{prefix}{name}.')
+      fields |= flatten(value, f'{prefix}{name}.')
     else:
       fields[prefix + name] = value
   return fields

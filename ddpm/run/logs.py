@@ -13,6 +13,7 @@ import time
 from absl import logging
 import tensorflow as tf
 
+from ddpm.run import board
 from ddpm.runtime import files
 from ddpm.runtime import png
 from ddpm.runtime import progress
@@ -26,23 +27,26 @@ class Writers:
 
   Args:
     workdir: the run's folder.
+    config: of the run.
     first_step: step that the run starts at. Later ones in the log of an earlier
       start are dropped: they are done again.
-    num_steps: step that the run ends at.
-    batch_size: images of a step.
     writes: whether this process reports.
   """
 
-  def __init__(self, workdir, *, first_step, num_steps, batch_size, writes):
+  def __init__(self, workdir, config, *, first_step, writes):
     self._sinks = self._files = []
     # One thread, so that uploads are done in order.
     self._thread = futures.ThreadPoolExecutor(1)
     self._pending = None
     if writes:
-      self._terminal = _Terminal(first_step, num_steps, batch_size)
+      self._terminal = _Terminal(
+          first_step, config.train.num_steps, config.train.batch_size
+      )
+      tensorboard = board.TensorBoard(board_folder(workdir), first_step)
+      tensorboard.config(first_step + 1, config)
       self._files = [
           _JsonLines(os.path.join(workdir, 'metrics.jsonl'), first_step),
-          TensorBoard(os.path.join(workdir, 'tensorboard')),
+          tensorboard,
       ]
       self._sinks = [*self._files, self._terminal]
 
@@ -57,10 +61,18 @@ class Writers:
     if self._sinks:
       self._terminal.estimate(step, images_per_second, hindrances)
 
-  def scalars(self, step, metrics):
-    """Reports a dict of scalars."""
-    for sink in self._sinks:
-      sink.scalars(step, metrics)
+  def scalars(self, step, metrics, *, saved=0):
+    """Reports a dict of scalars.
+
+    Args:
+      step: steps done.
+      metrics: the dict, with loss and images_per_second.
+      saved: step of the last checkpoint; 0 for none.
+    """
+    for file in self._files:
+      file.scalars(step, metrics)
+    if self._sinks:
+      self._terminal.scalars(step, metrics, saved)
 
   def images(self, step, draw, *paths):
     """Reports images as a grid, which is also written to some paths.
@@ -99,6 +111,11 @@ class Writers:
     self._wait()
     for sink in self._sinks:
       sink.close()
+
+
+def board_folder(workdir):
+  """The folder of a run that TensorBoard reads."""
+  return os.path.join(workdir, 'tensorboard')
 
 
 class _JsonLines:
@@ -155,71 +172,13 @@ def _up_to(lines, last_step):
       yield line
 
 
-class TensorBoard:
-  """Summaries. `tf.summary.scalar` and `image` need the package tensorboard to
-  write; here only viewing needs it."""
-
-  def __init__(self, directory):
-    self._directory = directory
-    self._writer = self._new_writer()
-
-  def _new_writer(self):
-    if not files.is_in_bucket(self._directory):
-      return tf.summary.create_file_writer(self._directory)
-    # Writes at `upload` only.
-    return tf.summary.create_file_writer(
-        self._directory, max_queue=2**31 - 1, flush_millis=2**31 - 1
-    )
-
-  def scalars(self, step, metrics):
-    with self._writer.as_default(step=step):
-      for name, value in metrics.items():
-        value = tf.constant(value, tf.float32)
-        tf.summary.write(name, value, metadata=_metadata('scalars', 'SCALAR'))
-
-  def images(self, step, images, seconds):
-    self.scalars(step, {'sample_seconds': seconds})
-    picture = png.grid(images)
-    height, width = [str(n).encode() for n in picture.shape[:2]]
-    value = tf.stack([width, height, tf.io.encode_png(picture)])
-    metadata = _metadata('images', 'BLOB_SEQUENCE')
-    with self._writer.as_default(step=step):
-      tf.summary.write('samples', value, metadata=metadata)
-    if not files.is_in_bucket(self._directory):
-      self._writer.flush()
-
-  def upload(self):
-    """Returns the function that uploads what there is now, once.
-
-    Flushing would upload the whole file again. So each upload is a file, which
-    TensorBoard reads one after the other.
-    """
-    if not files.is_in_bucket(self._directory):
-      return lambda: None
-    writer, self._writer = self._writer, self._new_writer()
-    return writer.close
-
-  def close(self):
-    self._writer.close()
-
-
-def _metadata(plugin, data_class):
-  """Tells TensorBoard which of its plugins shows a tensor."""
-  metadata = tf.compat.v1.SummaryMetadata()
-  metadata.plugin_data.plugin_name = plugin
-  data_classes = type(metadata).DESCRIPTOR.fields_by_name['data_class']
-  values = data_classes.enum_type.values_by_name
-  metadata.data_class = values[f'DATA_CLASS_{data_class}'].number
-  return metadata
-
-
 class _Terminal:
   """A progress bar, or log lines if there is no terminal."""
 
   def __init__(self, first_step, num_steps, batch_size):
     self._num_steps, self._batch_size = num_steps, batch_size
     self._progress = progress.Progress(
-        num_steps, unit='step', done=first_step, line='step {done}'
+        num_steps, unit='step', done=first_step, line='step {done}', notes=True
     )
 
   def estimate(self, step, images_per_second, hindrances):
@@ -233,18 +192,18 @@ class _Terminal:
       text += f'; slowed down by: {", ".join(hindrances)}'
     logging.info('%s', text)
 
-  def scalars(self, step, metrics):
+  def scalars(self, step, metrics, saved):
     self._progress.update(
         step,
         f'loss {metrics["loss"]:.4f}'
-        f'  {metrics["images_per_second"]:.1f} images/s',
+        f'  {metrics["images_per_second"]:.1f} images/s'
+        f'  saved {saved or "nothing"}',
     )
 
   def images(self, step, images, seconds):
-    if not self._progress.is_bar:
-      logging.info(
-          'step %d  drew %d images in %.1f s', step, len(images), seconds
-      )
+    logging.info(
+        'step %d  drew %d images in %.1f s', step, len(images), seconds
+    )
 
   def close(self):
     self._progress.close()

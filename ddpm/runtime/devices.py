@@ -146,6 +146,24 @@ def kind(strategy):
   return tf.DeviceSpec.from_string(device).device_type
 
 
+def model(strategy):
+  """The product's name, 'NVIDIA H100 80GB HBM3'; None unless it is a GPU."""
+  if kind(strategy) != 'GPU':
+    return None
+  gpu = tf.config.list_physical_devices('GPU')[0]
+  return tf.config.experimental.get_device_details(gpu).get('device_name')
+
+
+def peak_memory(strategy):
+  """Bytes in use at most on the fullest GPU of this process; 0 if none is."""
+  if kind(strategy) != 'GPU':
+    return 0
+  return max(
+      tf.config.experimental.get_memory_info(gpu.name)['peak']
+      for gpu in tf.config.list_logical_devices('GPU')
+  )
+
+
 def pays_to_compile(strategy):
   """Whether XLA is faster on a strategy's devices."""
   machine = this_machine()._replace(accelerator=kind(strategy) != 'CPU')

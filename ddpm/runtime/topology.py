@@ -68,6 +68,18 @@ DEVICES = {
 }
 
 
+def device_named(name):
+  """The `Device` of a product's name, 'NVIDIA H100 80GB HBM3', or None.
+
+  PCIe and NVL cards, and parts of a GPU (MIG), have other peaks than those of
+  the table.
+  """
+  words = re.findall('[a-z0-9]+', name.lower())
+  if {'pcie', 'nvl', 'mig'} & set(words):
+    return None
+  return next((DEVICES[word] for word in words if word in DEVICES), None)
+
+
 class Topology(typing.NamedTuple):
   """Devices and how they are connected.
 

@@ -12,3 +12,12 @@ def duration(seconds):
 def dimensions(shape):
   """A shape or size: '28 x 28 x 1'."""
   return ' x '.join(map(str, shape))
+
+
+def size(num_bytes):
+  """A number of bytes: '740 B', '12.1 MB', '3.4 GB'."""
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if num_bytes < 999.5:
+      return f'{num_bytes:.0f} B' if unit == 'B' else f'{num_bytes:.1f} {unit}'
+    num_bytes /= 1000
+  return f'{num_bytes:.1f} TB'

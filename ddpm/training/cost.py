@@ -87,6 +87,28 @@ def of_step(config, replica_batch_size):
   )
 
 
+def of_training_on_an_image(model):
+  """FLOPs that training has to compute per image: three forward passes.
+
+  The backward pass is counted as two. Blocks that are computed again (remat)
+  are not: this is what a model FLOPs utilization (MFU) is of (Chowdhery et al.
+  2022, "PaLM", appendix B).
+
+  Args:
+    model: `unet.UNet`.
+  """
+  labels = tf.TensorSpec([1], tf.int32) if model.num_classes else None
+
+  @tf.function(autograph=False)
+  def forward(images, times, labels):
+    return model(images, times, labels=labels)
+
+  graph = forward.get_concrete_function(
+      tf.TensorSpec([1, *model.image_shape]), tf.TensorSpec([1]), labels
+  ).graph
+  return 3 * sum(map(_flops, _needed(graph)))
+
+
 def _needed(graph):
   """The operations, in order, that a function's outputs depend on.
 

@@ -14,6 +14,7 @@ from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.data import resize
 from ddpm.nn import flat
+from ddpm.run import advice
 from ddpm.run import build
 from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
@@ -24,23 +25,27 @@ from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import devices
 from ddpm.runtime import hindrances
+from ddpm.runtime import memory
+from ddpm.runtime import profile as profile_lib
 from ddpm.runtime import restarts
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime import topology
 from ddpm.runtime import workers
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
+from ddpm.training import cost
 from ddpm.training import step as step_lib
 
 # Every grid of a run shows the same seeds, so that progress can be seen.
-_GRID_SEEDS = np.arange(64)
+GRID_SEEDS = np.arange(64)
 
 # Steps after the first, which compiles, that the estimate of the time left is
 # based on.
 _STEPS_OF_ESTIMATE = 20
 
 
-def train(config, workdir, strategy, stop):
+def train(config, workdir, strategy, stop, profile=None):
   """Trains to config.train.num_steps, from the newest checkpoint if any.
 
   Args:
@@ -48,6 +53,7 @@ def train(config, workdir, strategy, stop):
     workdir: folder of the run, shared by all workers.
     strategy: `tf.distribute.Strategy`.
     stop: `preemption.StopSignal` or `preemption.NoSignal`.
+    profile: first and last step to profile for TensorBoard, or None.
 
   Raises:
     UserError: something that the user can fix.
@@ -59,10 +65,10 @@ def train(config, workdir, strategy, stop):
       lock.held(workdir, takes=chief),
       workers.explained(strategy),
   ):
-    _train(config, workdir, strategy, stop, chief)
+    _train(config, workdir, strategy, stop, profile, chief)
 
 
-def _train(config, workdir, strategy, stop, chief):
+def _train(config, workdir, strategy, stop, profile, chief):
   if checkpoint.any_in(workdir):
     config = config_lib.continued(config, workdir)
   flag = stop.make_flag(config.train.grace_seconds)
@@ -84,14 +90,10 @@ def _train(config, workdir, strategy, stop, chief):
   if chief:
     config_lib.save(config, workdir)
     provenance.write(workdir, **trainer.data)
+    for sentence in advice.advice(config):
+      logging.warning('%s', sentence)
   num_steps = config.train.num_steps
-  log = logs.Writers(
-      workdir,
-      first_step=step,
-      num_steps=num_steps,
-      batch_size=config.train.batch_size,
-      writes=chief,
-  )
+  log = logs.Writers(workdir, config, first_step=step, writes=chief)
   logging.info(
       '%s at step %d of %d: %s parameters, %s',
       'resuming' if step else 'starting', step, num_steps,
@@ -105,23 +107,28 @@ def _train(config, workdir, strategy, stop, chief):
     )  # fmt: skip
   stopped = False
   watch = hindrances.Hindrances(strategy)
+  profiler = profile_lib.Profiler(
+      profile, logs.board_folder(workdir), done=step, writes=chief
+  )
   estimate_at = step + 1 + _STEPS_OF_ESTIMATE
   while step < num_steps and not stopped:
-    event = next_event(step, config.train, estimate_at)
+    event = next_event(step, config.train, estimate_at, *profiler.marks)
+    profiler.before(step)
     step, stopped, metrics = trainer.run_until(event)
+    profiler.after(step, stopped=stopped)
     restarts.report_step(step)
     checkpoints.raise_errors()
     if step == estimate_at:
       log.estimate(step, trainer.throughput.rate(step), watch.so_far())
     if _due(step, config.train.log_every_steps):
-      metrics['images_per_second'] = trainer.throughput.lap(step)
-      log.scalars(step, metrics)
+      log.scalars(step, metrics | trainer.measure(step), saved=saved)
     if _due(step, config.train.checkpoint_every_steps):
-      log.upload()
-      checkpoints.save(step)
+      with trainer.throughput.waiting('checkpoint'):
+        log.upload()
+        checkpoints.save(step)
       saved = step
     if step < num_steps and _due(step, config.train.sample_every_steps):
-      with trainer.throughput.paused():
+      with trainer.throughput.waiting('grid'):
         log.images(step, trainer.draw, _grid_path(workdir, step))
 
   if saved != step:
@@ -217,6 +224,11 @@ class Trainer:
     self._sampling_weights = train_step.emas.names[0]
     self._sampler = None
     self.throughput = Throughput(config.train.batch_size)
+    self._flops_per_second = None  # Of all devices, if that is known.
+    if device := topology.device_named(devices.model(strategy) or ''):
+      peak = device.peak(config.precision)
+      self._flops_per_second = strategy.num_replicas_in_sync * peak
+      self._flops_per_image = cost.of_training_on_an_image(self._model)
     # The next step, and the block of batches that it is in.
     self._step = self._blocks = self._block = None
     self._compiled = False
@@ -244,7 +256,7 @@ class Trainer:
     while step < event and not stopped:
       first = step % self._steps_per_block
       if self._block is None or first == 0:
-        with self._source.reading():
+        with self._source.reading(), self.throughput.waiting('data'):
           self._block = next(self._blocks)
       last = min(first + event - step, self._steps_per_block)
       if not self._compiled:
@@ -296,6 +308,36 @@ class Trainer:
       raise UserError(_not_finite(step, metrics))
     return step, bool(stop), metrics
 
+  def measure(self, step):
+    """What is worth knowing about a logged step, beside its own metrics.
+
+    It is computed here, on the host's request, so that the compiled step need
+    not.
+
+    Args:
+      step: steps done.
+
+    Returns:
+      Dict of floats: what `Throughput.lap` measures; the weights' norm, and how
+      far the first EMA is from them, as a fraction of it; memory in GiB; and on
+      GPUs whose peak is known, the fraction of it that the FLOPs of training
+      are (MFU).
+    """
+    params = self.state.params.read_value()
+    ema = self.state.ema[self._sampling_weights].read_value()
+    norm = tf.norm(params)
+    measured = self.throughput.lap(step) | {
+        'weight_norm': norm.numpy().item(),
+        'ema_distance': (tf.norm(params - ema) / norm).numpy().item(),
+        'host_memory_gib': memory.resident() / 2**30,
+    }
+    if peak := devices.peak_memory(self._strategy):
+      measured['device_memory_gib'] = peak / 2**30
+    if self._flops_per_second:
+      flops = measured['images_per_second'] * self._flops_per_image
+      measured['mfu'] = flops / self._flops_per_second
+    return measured
+
   def draw(self):
     """Draws the grid of a run from the first EMA.
 
@@ -311,7 +353,7 @@ class Trainer:
           build.make_process(self._config),
           build.make_sampler_spec(self._config),
           batch_size=device_map.batch_size(
-              strategy, len(_GRID_SEEDS), most=len(_GRID_SEEDS)
+              strategy, len(GRID_SEEDS), most=len(GRID_SEEDS)
           ),
           strategy=strategy,
           jit_compile=self._jit_compile,
@@ -319,12 +361,14 @@ class Trainer:
           stop=0.0 if devices.kind(strategy) == 'TPU' else self._stop,
       )
     params = self.state.ema[self._sampling_weights].read_value()
-    images = np.concatenate(list(self._sampler(params, _GRID_SEEDS)))
+    images = np.concatenate(list(self._sampler(params, GRID_SEEDS)))
     return None if tf.convert_to_tensor(self._stop) else images
 
 
 class Throughput:
-  """Images per second of training, without compiling and sampling.
+  """Images per second of training, and what the loop waits for.
+
+  Compiling and grids do not count as training.
 
   Args:
     batch_size: images of a step.
@@ -337,33 +381,48 @@ class Throughput:
   def restart(self, step):
     """Begins to measure at a step."""
     self._step, self._began = step, time.monotonic()
+    self._waited = dict.fromkeys(('data', 'checkpoint', 'grid'), 0.0)
 
   def rate(self, step):
     """Images per second up to a step."""
-    images = (step - self._step) * self._batch_size
-    return images / (time.monotonic() - self._began)
+    return (step - self._step) * self._batch_size / self._seconds()
 
   def lap(self, step):
-    """The same; begins again there."""
-    rate = self.rate(step)
+    """Measures up to a step, and begins again there.
+
+    Returns:
+      Dict of floats: images_per_second; data_wait_share, of the time for them;
+      checkpoint_seconds and grid_seconds, that the loop waited.
+    """
+    waited = self._waited
+    measured = {
+        'images_per_second': self.rate(step),
+        'data_wait_share': waited['data'] / self._seconds(),
+        'checkpoint_seconds': waited['checkpoint'],
+        'grid_seconds': waited['grid'],
+    }
     self.restart(step)
-    return rate
+    return measured
+
+  def _seconds(self):
+    return time.monotonic() - self._began - self._waited['grid']
 
   @contextlib.contextmanager
-  def paused(self):
-    """Does not count what happens in its context."""
+  def waiting(self, what):
+    """Counts the time in its context as waiting for data, checkpoint or grid.
+    """
     began = time.monotonic()
     yield
-    self._began += time.monotonic() - began
+    self._waited[what] += time.monotonic() - began
 
 
-def next_event(step, train, estimate_at):
-  """The next step at which the loop logs, saves, samples, estimates or ends.
+def next_event(step, train, *others):
+  """The next step at which the loop logs, saves, samples or ends.
 
   Args:
     step: steps done.
     train: `config.train`.
-    estimate_at: step at which the time left is estimated.
+    *others: more steps at which something happens.
   """
   periods = (
       train.log_every_steps,
@@ -371,8 +430,7 @@ def next_event(step, train, estimate_at):
       train.sample_every_steps,
   )
   events = [step + p - step % p for p in periods if p]
-  if step < estimate_at:
-    events.append(estimate_at)
+  events += [other for other in others if other > step]
   return min(train.num_steps, *events)
 
 
