@@ -1,11 +1,15 @@
 """Order of the images as a function; parts of workers; refusals."""
 
+import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from support import ROOT
 from support import tiny_config
 import tensorflow as tf
 
@@ -287,3 +291,52 @@ def test_tfds_mnist():
   assert digits.num_classes == 10
   with pytest.raises(UserError, match="no split 'tset', it has: "):
     catalog.load('tfds:mnist', data_dir=PREPARED, split='tset', image_size=28)
+
+
+# As on a TPU slice: the first process has the images, the second, which has no
+# Python to call, maps their file and reads a batch.
+_REMOTE = """
+import socket, subprocess, sys
+import numpy as np
+import tensorflow as tf
+from ddpm.data import pipeline, source
+
+if sys.argv[1] == 'server':
+  address = sys.argv[2]
+  tf.distribute.Server({'worker': [address]}, job_name='worker').join()
+
+with socket.socket() as s:
+  s.bind(('127.0.0.1', 0))
+  address = f'127.0.0.1:{s.getsockname()[1]}'
+server = subprocess.Popen(
+    [sys.executable, '-c', sys.argv[2], 'server', address])
+try:
+  tf.config.experimental_connect_to_host(address)
+  labels = np.arange(10, dtype=np.int32)
+  # Not what is in the file.
+  images = source.Images(np.zeros([10, 2, 3, 1], np.uint8), labels, 10,
+                         'digest', 'some', sys.argv[1])
+  with tf.device('/job:worker/task:0/device:CPU:0'):
+    dataset = pipeline.batches(
+        images, seed=0, batch_size=4, shuffle_rounds=8, first_block=0,
+        steps_per_block=3, context=tf.distribute.InputContext(), remote=True)
+    batch = next(iter(dataset))
+    assert 'job:worker' in batch['image'].device, batch['image'].device
+  for name in ('image', 'label'):
+    print(batch[name].numpy().ravel().tolist())
+finally:
+  server.kill()
+"""
+
+
+def test_another_host_maps_the_images(tmp_path):
+  path = tmp_path / 'images'
+  path.write_bytes(bytes(range(60)))
+  done = subprocess.run(
+      [sys.executable, '-c', _REMOTE, str(path), _REMOTE],
+      cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  images, labels = map(json.loads, done.stdout.splitlines())
+  expected = np.arange(60).reshape(10, 6)[labels]
+  np.testing.assert_array_equal(np.reshape(images, [12, 6]), expected)
