@@ -19,6 +19,7 @@ import tensorflow as tf
 from configs import default
 from ddpm import sample
 from ddpm.diffusion import pixels
+from ddpm.formats import diffusers
 from ddpm.nn import flat
 from ddpm.run import build
 from ddpm.run import checkpoint
@@ -315,3 +316,42 @@ class _Layout:
 
   def to_json(self):
     return json.dumps([['vector', [self.size]]])
+
+
+@examples()
+@hypothesis.given(changes=_CHANGES)
+def test_diffusers_and_back_is_the_same_network(
+    eagerly, tmp_path_factory, changes
+):
+  """Whatever its settings are called there."""
+  try:
+    config = made({'model.init': 'torch'} | changes)
+    config_lib.validate(config)
+  except (TypeError, ValueError, UserError):
+    return
+  model = build.make_model(config)
+  params = flat.flatten(model.trainable_variables)
+  # Not the initial ones, with which every block is the identity.
+  params += 0.1 * tf.random.stateless_normal(params.shape, (1, 2))
+  folder = str(tmp_path_factory.mktemp('diffusers'))
+  try:
+    diffusers.save(folder, config, model, params.numpy())
+  except UserError as e:
+    assert re.search(r'(model|diffusion|train)\.', str(e)), str(e)
+    return
+  _, back, weights = diffusers.load(folder, config)
+  np.testing.assert_allclose(
+      output_of(back, tf.constant(weights)), output_of(model, params),
+      rtol=1e-3, atol=1e-3,
+  )  # fmt: skip
+
+
+def output_of(model, params):
+  """What a network says of two random images, with classes if it has some."""
+  images = tf.random.stateless_normal([2, *model.image_shape], (3, 4))
+  labels = tf.zeros([2], tf.int32) if model.num_classes else None
+  output, _ = model.stateless_call(
+      flat.Layout(model).split(params), [], images, tf.constant([0.0, 7.0]),
+      labels=labels,
+  )  # fmt: skip
+  return tf.cast(output, tf.float32)
