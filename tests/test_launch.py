@@ -39,23 +39,39 @@ def test_tpu_vm_prints_its_commands(tpu, version):
       'tpu_vm.sh', 'start', '--dry_run', *_VM, '--type', tpu, *_TRAIN
   )
   assert done.returncode == 0, done.stderr
-  create, copy, install, train = done.stdout.splitlines()
+  create, wait, copy, install, flags, train = done.stdout.splitlines()
   assert create.split() == (
-      'gcloud compute tpus tpu-vm create me --zone z'
-      f' --accelerator-type {tpu} --version {version}'
+      'gcloud compute tpus queued-resources create me --node-id me'
+      f' --accelerator-type {tpu} --runtime-version {version} --zone z'
   ).split()
+  assert ' queued-resources describe me ' in wait
   assert ' scp ' in copy and 'tensorflow-tpu' in install
-  assert 'systemd-run' in train
+  assert ' scp ' in flags and 'systemd-run' in train
+
+
+def test_a_spot_tpu_vm_is_asked_for_and_deleted():
+  done = launch(
+      'tpu_vm.sh', 'create', '--dry_run', '--spot', *_VM, '--type', 'v4-8'
+  )
+  assert ' --spot ' in done.stdout.splitlines()[0]
+  done = launch('tpu_vm.sh', 'delete', '--dry_run', *_VM)
+  assert done.stdout.split() == (
+      'gcloud compute tpus queued-resources delete me --force --quiet --zone z'
+  ).split()
 
 
 # The VM's home is a folder, its commands are run here, and what needs a network
 # or systemd is not.
 _CLOUD = {
     'gcloud': '''
+echo "$4" >> "$VM/asked"
 case $4 in
-  scp) cp "$5" "$6" "$VM" ;;
-  ssh) cd "$VM" && HOME=$VM bash -euo pipefail -c "${@: -1}" ;;
+  create) touch "$VM/waiting" ;;
+  describe) rm "$VM/waiting" && echo PROVISIONING || echo ACTIVE ;;
+  scp) cp "$5" "$VM" ;;
+  ssh) cd "$VM" && HOME=$VM bash -euo pipefail -c "$7" ;;
 esac''',
+    'sleep': '',
     'python3': 'echo "$@" >> "$VM/installed"',
     'uv': 'echo "$@" >> "$VM/installed"',
     'sudo': '''
@@ -95,6 +111,11 @@ printf '%s,' "$@" >> "$VM/trained"'''}.items():
   start, stop, resume = (vm / 'systemd').read_text().splitlines()
   assert stop == 'systemctl stop ddpm' and start == resume
   assert '--unit=ddpm' in launch('tpu_vm.sh', 'logs', *_VM, **env).stdout
+  assert launch('tpu_vm.sh', 'delete', *_VM, **env).returncode == 0
+  assert (vm / 'asked').read_text().split() == (
+      ['create', 'describe', 'describe', 'scp', 'ssh', 'scp', 'ssh']
+      + ['ssh'] * 3 + ['delete']
+  )  # fmt: skip
 
 
 def test_scripts_refuse_with_their_usage():
@@ -122,7 +143,7 @@ def test_local_hands_flags_on():
 # code of a list, or sleeps until it is told to stop.
 _FAKE = """#!/usr/bin/env bash
 [[ $1 == - ]] && exec {python} "$@"
-trap 'exit 75' TERM
+trap 'exit 75' TERM USR1
 worker=$({python} -c 'import json, os; print(
     json.loads(os.environ.get("TF_CONFIG", "{{}}"))
     .get("task", {{"index": 0}})["index"])')
@@ -169,6 +190,7 @@ def start_fake(tmp_path, codes, script, *args, pauses=False):
     path = f'{sleep.parent}:{path}'
   return subprocess.Popen(
       ['bash', ROOT / 'launch' / script, *args],
+      cwd=tmp_path,
       env={**os.environ, 'PYTHON': str(fake), 'PATH': path},
       stderr=subprocess.PIPE,
       text=True,
