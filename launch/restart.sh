@@ -58,8 +58,10 @@ wait_for_all() { # Sets `status`.
       fi
       wait "$pid"
       code=$?
-      # An error of one takes precedence over the others' 75.
-      [[ $code == 0 || ($code == 75 && $status != 0) ]] || status=$code
+      # USR1 ends a program that does not listen yet.
+      [[ $code != 138 ]] || code=75
+      # The first error takes precedence over the others' 75.
+      [[ $code == 0 || ($status != 0 && $status != 75) ]] || status=$code
     done
     left=("${running[@]}")
     # The others need not miss a worker that is dead.
