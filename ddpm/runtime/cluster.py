@@ -74,9 +74,9 @@ def read():
 def join_slurm():
   """Sets TF_CONFIG, unless it is set, for a task of a Slurm step of several.
 
-  The addresses are `SlurmClusterResolver`'s. It cannot be used by itself: it
-  orders nodes as text, n10 before n9, and takes Slurm's rank for a place in that
-  order; and it fails without GPUs, which are up to Slurm here.
+  The addresses are `SlurmClusterResolver`'s. It is not used by itself, as it
+  orders nodes as text, n10 before n9, and takes Slurm's rank for a place in
+  that order; and it fails without GPUs, which are up to Slurm here.
 
   Raises:
     UserError: it cannot read Slurm's list of nodes.
