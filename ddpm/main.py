@@ -60,6 +60,11 @@ def check_flags():
     raise UserError('--config is missing: pass one such as configs/mnist5k.py')
   if not (FLAGS.dry_run or FLAGS.workdir):
     raise UserError('--workdir is missing: pass a folder for the run')
+  if set(FLAGS.workdir or '') & set('*?[\\'):
+    raise UserError(
+        f'--workdir is {FLAGS.workdir}, but TensorFlow reads *, ?, [ and \\ in'
+        ' the names of checkpoints as patterns: use another name'
+    )
   program.check_config_found(FLAGS.config)
   if FLAGS.topology is not None:
     if not FLAGS.dry_run:

@@ -266,11 +266,11 @@ def test_a_run_from_another_folder(tmp_path):
   (folder / 'é [1] c.py').write_text('from configs.mnist5k import get_config\n')
   done = launch(
       'local.sh', '--config=é [1] c.py', *TINY_WITHOUT_XLA[1:],
-      '--workdir=w é [1]', '--config.train.num_steps=2', cwd=folder,
+      '--workdir=w é', '--config.train.num_steps=2', cwd=folder,
       PYTHONPATH=str(ROOT),
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert metrics(folder / 'w é [1]')[-1]['step'] == 2
+  assert metrics(folder / 'w é')[-1]['step'] == 2
 
 
 @pytest.mark.parametrize(

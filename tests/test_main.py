@@ -149,6 +149,7 @@ ERRORS = [
     (['--config.distribute.strategy=multi_worker'], 'TF_CONFIG'),
     (['--config.distribute.strategy=tpu'], 'no TPU answers'),
     (['--workdir=/dev/null/x'], '--workdir /dev/null/x cannot be written'),
+    (['--workdir=runs/[1]'], 'TensorFlow reads *, ?, [ and \\ in the names'),
     (['--topology=8xh100'], 'pass --dry_run with it'),
     (['--dry_run', '--topology=8xb9'], 'expected one such as 8xh100'),
     (['--dry_run', '--topology=3xh100'], '3 replicas do not divide'),

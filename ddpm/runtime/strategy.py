@@ -132,7 +132,8 @@ def _multi_worker():
   if not found:
     raise UserError(
         'distribute.strategy is multi_worker, but TF_CONFIG does not name the'
-        ' workers: start them with launch/multi_worker.sh'
+        ' workers: start them with launch/multi_worker.sh or'
+        ' launch/slurm.sbatch'
     )
   addresses = ', '.join(address for _, address in found.tasks)
   logging.info('waiting for all workers: %s', addresses)
