@@ -7,6 +7,7 @@
 # It is restarted after exit code 75, which means that the run can resume:
 # launch/restart.sh.
 set -uo pipefail
+# shellcheck source=launch/restart.sh
 source "$(dirname "$0")/restart.sh"
 
 flags=("$@")

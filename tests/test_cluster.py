@@ -1,4 +1,4 @@
-"""TF_CONFIG, as TensorFlow, Kubeflow and Vertex AI write it."""
+"""TF_CONFIG, as TensorFlow, Kubeflow and Vertex AI write it, and Slurm."""
 
 import json
 import os
@@ -63,3 +63,58 @@ def test_refuses(monkeypatch, text, message):
   monkeypatch.setenv('TF_CONFIG', text)
   with pytest.raises(UserError, match=message):
     cluster.read()
+
+
+def slurm(monkeypatch, nodes, tasks, node, local):
+  """The environment of a task, as Slurm 22.05 sets it."""
+  monkeypatch.delenv('TF_CONFIG', raising=False)
+  per_node = [int(n) for n in tasks.split(',')]
+  for name, value in {
+      'SLURM_JOB_ID': '20007',
+      'SLURM_STEP_NODELIST': nodes,
+      'SLURM_STEP_TASKS_PER_NODE': tasks,
+      'SLURM_STEP_NUM_TASKS': str(sum(per_node)),
+      'SLURM_PROCID': '0',
+      'SLURMD_NODENAME': node,
+      'SLURM_LOCALID': str(local),
+  }.items():
+    monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    'nodes, tasks, node, local, workers, index',
+    [
+        # Not in the order of Slurm's ranks.
+        ('n[9-10]', '1,1', 'n9', 0, ['n10:10007', 'n9:10007'], 1),
+        ('n[9-10]', '1,1', 'n10', 0, ['n10:10007', 'n9:10007'], 0),
+        ('a,b', '2,1', 'a', 1, ['a:10007', 'a:10008', 'b:10007'], 1),
+        ('a,b', '2,1', 'b', 0, ['a:10007', 'a:10008', 'b:10007'], 2),
+    ],
+)
+def test_a_step_of_slurm(
+    monkeypatch, nodes, tasks, node, local, workers, index
+):
+  slurm(monkeypatch, nodes, tasks, node, local)
+  cluster.join_slurm()
+  assert cluster.read() == ([('worker', a) for a in workers], index)
+  assert cluster.this_host() == (index, len(workers))
+
+
+def test_a_step_of_slurm_with_one_task_is_no_cluster(monkeypatch):
+  slurm(monkeypatch, 'a', '1', 'a', 0)
+  cluster.join_slurm()
+  assert cluster.read() is None
+
+
+def test_tf_config_comes_before_slurm(monkeypatch):
+  slurm(monkeypatch, 'a,b', '1,1', 'b', 0)
+  monkeypatch.setenv('TF_CONFIG', '{}')
+  cluster.join_slurm()
+  assert cluster.read() is None
+
+
+@pytest.mark.parametrize('nodes', ['n[1-2]x[1-2]', 'c,d'])
+def test_what_slurm_says_cannot_be_read(monkeypatch, nodes):
+  slurm(monkeypatch, nodes, '1,1', 'a', 0)
+  with pytest.raises(UserError, match=r"Slurm's step cannot be read \("):
+    cluster.join_slurm()

@@ -1,12 +1,15 @@
 """The launch scripts hand flags on, and refuse with their usage."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from support import metrics
 from support import ROOT
+from support import TINY_WITHOUT_XLA
 from support import wait_for
 
 
@@ -39,23 +42,39 @@ def test_tpu_vm_prints_its_commands(tpu, version):
       'tpu_vm.sh', 'start', '--dry_run', *_VM, '--type', tpu, *_TRAIN
   )
   assert done.returncode == 0, done.stderr
-  create, copy, install, train = done.stdout.splitlines()
+  create, wait, copy, install, flags, train = done.stdout.splitlines()
   assert create.split() == (
-      'gcloud compute tpus tpu-vm create me --zone z'
-      f' --accelerator-type {tpu} --version {version}'
+      'gcloud compute tpus queued-resources create me --node-id me'
+      f' --accelerator-type {tpu} --runtime-version {version} --zone z'
   ).split()
+  assert ' queued-resources describe me ' in wait
   assert ' scp ' in copy and 'tensorflow-tpu' in install
-  assert 'systemd-run' in train
+  assert ' scp ' in flags and 'systemd-run' in train
+
+
+def test_a_spot_tpu_vm_is_asked_for_and_deleted():
+  done = launch(
+      'tpu_vm.sh', 'create', '--dry_run', '--spot', *_VM, '--type', 'v4-8'
+  )
+  assert ' --spot ' in done.stdout.splitlines()[0]
+  done = launch('tpu_vm.sh', 'delete', '--dry_run', *_VM)
+  assert done.stdout.strip() == (
+      'gcloud compute tpus queued-resources delete me --force --quiet --zone z'
+  )
 
 
 # The VM's home is a folder, its commands are run here, and what needs a network
 # or systemd is not.
 _CLOUD = {
     'gcloud': '''
+echo "$4" >> "$VM/asked"
 case $4 in
-  scp) cp "$5" "$6" "$VM" ;;
-  ssh) cd "$VM" && HOME=$VM bash -euo pipefail -c "${@: -1}" ;;
+  create) touch "$VM/waiting" ;;
+  describe) rm "$VM/waiting" && echo PROVISIONING || echo ACTIVE ;;
+  scp) cp "$5" "$VM" ;;
+  ssh) cd "$VM" && HOME=$VM bash -euo pipefail -c "$7" ;;
 esac''',
+    'sleep': '',
     'python3': 'echo "$@" >> "$VM/installed"',
     'uv': 'echo "$@" >> "$VM/installed"',
     'sudo': '''
@@ -95,6 +114,11 @@ printf '%s,' "$@" >> "$VM/trained"'''}.items():
   start, stop, resume = (vm / 'systemd').read_text().splitlines()
   assert stop == 'systemctl stop ddpm' and start == resume
   assert '--unit=ddpm' in launch('tpu_vm.sh', 'logs', *_VM, **env).stdout
+  assert launch('tpu_vm.sh', 'delete', *_VM, **env).returncode == 0
+  assert (vm / 'asked').read_text().split() == (
+      ['create', 'describe', 'describe', 'scp', 'ssh', 'scp', 'ssh']
+      + ['ssh'] * 3 + ['delete']
+  )  # fmt: skip
 
 
 def test_scripts_refuse_with_their_usage():
@@ -122,7 +146,7 @@ def test_local_hands_flags_on():
 # code of a list, or sleeps until it is told to stop.
 _FAKE = """#!/usr/bin/env bash
 [[ $1 == - ]] && exec {python} "$@"
-trap 'exit 75' TERM
+trap 'touch {ended}.$worker; exit 75' TERM USR1
 worker=$({python} -c 'import json, os; print(
     json.loads(os.environ.get("TF_CONFIG", "{{}}"))
     .get("task", {{"index": 0}})["index"])')
@@ -146,6 +170,7 @@ def fake_python(tmp_path, codes):
           log=tmp_path / 'log',
           codes=tmp_path / 'codes',
           folder=tmp_path / 'folder',
+          ended=tmp_path / 'ended',
       )
   )
   fake.chmod(0o755)
@@ -156,20 +181,27 @@ def fake_python(tmp_path, codes):
   return fake
 
 
-def start_fake(tmp_path, codes, script, *args, pauses=False):
+def fake_tools(tmp_path, **scripts):
+  """PATH with some programs in front, by their scripts."""
+  folder = tmp_path / 'bin'
+  folder.mkdir(exist_ok=True)
+  for name, script in scripts.items():
+    (folder / name).write_text(f'#!/usr/bin/env bash\n{script}\n')
+    (folder / name).chmod(0o755)
+  return f'{folder}:{os.environ["PATH"]}'
+
+
+def start_fake(tmp_path, codes, script, *args, pauses=False, **env):
   """Starts a script with such workers; its pauses may be noted, not made."""
   fake = fake_python(tmp_path, codes)
-  path = os.environ['PATH']
   if pauses:
-    sleep = tmp_path / 'bin' / 'sleep'
-    sleep.parent.mkdir()
-    sleep.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/pauses"\n')
-    sleep.chmod(0o755)
     (tmp_path / 'pauses').touch()
-    path = f'{sleep.parent}:{path}'
+    note = f'echo "$1" >> "{tmp_path}/pauses"'
+    env['PATH'] = fake_tools(tmp_path, sleep=note)
   return subprocess.Popen(
       ['bash', ROOT / 'launch' / script, *args],
-      env={**os.environ, 'PYTHON': str(fake), 'PATH': path},
+      cwd=tmp_path,
+      env={**os.environ, 'PYTHON': str(fake), **env},
       stderr=subprocess.PIPE,
       text=True,
   )
@@ -217,12 +249,28 @@ def test_no_python_is_one_line(tmp_path):
 
 def test_paths_are_the_callers(tmp_path):
   """From another folder, whose name is not tidy either."""
-  folder = tmp_path / 'ä [1] b'
+  folder = tmp_path / 'é [1] b'
   folder.mkdir()
   fake = fake_python(tmp_path, [[0]])
-  done = launch('local.sh', '--workdir=w', PYTHON=str(fake), cwd=folder)
+  flags = ['--config=é [1] c.py', '--workdir=w é [1]']
+  done = launch('local.sh', *flags, PYTHON=str(fake), cwd=folder)
   assert done.returncode == 0
   assert (tmp_path / 'folder').read_text() == f'{folder}\n'
+  assert starts(tmp_path) == [f'-m ddpm.main {" ".join(flags)}']
+
+
+@pytest.mark.slow
+def test_a_run_from_another_folder(tmp_path):
+  folder = tmp_path / 'é [1] b'
+  folder.mkdir()
+  (folder / 'é [1] c.py').write_text('from configs.mnist5k import get_config\n')
+  done = launch(
+      'local.sh', '--config=é [1] c.py', *TINY_WITHOUT_XLA[1:],
+      '--workdir=w é', '--config.train.num_steps=2', cwd=folder,
+      PYTHONPATH=str(ROOT),
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert metrics(folder / 'w é')[-1]['step'] == 2
 
 
 @pytest.mark.parametrize(
@@ -232,27 +280,64 @@ def test_paths_are_the_callers(tmp_path):
         # One was killed, and the other says that the run would go on.
         ([[75], [137]], 137, 1),
         ([[1], [75]], 1, 1),
+        # The other goes on until it is stopped.
+        ([[137], []], 137, 1),
+        ([[], [1]], 1, 1),
     ],
 )
-def test_multi_worker_starts_all_again_or_none(tmp_path, codes, code, runs):
-  args = ('multi_worker.sh', '--local', '2', '--', '--workdir=w')
-  process = start_fake(tmp_path, codes, *args)
-  assert process.wait(60) == code
+@pytest.mark.parametrize('where', ['--local=2', '--hosts=me@a,b:7'])
+def test_multi_worker_starts_all_again_or_none(
+    tmp_path, where, codes, code, runs
+):
+  args = ('multi_worker.sh', where, '--', "--workdir=é [1] b'c")
+  env = {'PATH': fake_tools(tmp_path, ssh=_SSH)}
+  process = start_fake(tmp_path, codes, *args, **env)
+  assert process.wait(60) == code, process.communicate()
   for worker in (0, 1):
-    assert len(starts(tmp_path, worker)) == runs
+    flags = "--workdir=é [1] b'c --config.distribute.strategy=multi_worker"
+    # The other may be stopped before it starts.
+    if code == 0 or (tmp_path / f'log.{worker}').exists():
+      assert starts(tmp_path, worker) == [f'-m ddpm.main {flags}'] * runs
+    log = tmp_path / f"é [1] b'c/logs/worker_{worker}.log"
+    wait_for(log.exists, 'log', seconds=10)
+  if where != '--local=2':
+    hosts = (tmp_path / 'hosts').read_text().split()
+    assert sorted(hosts) == sorted(['me@a', 'b'] * runs)
+
+
+def test_workers_end_with_the_script_that_started_them(tmp_path):
+  """Even if it is killed, and on other hosts."""
+  args = ('multi_worker.sh', '--hosts=a,b', '--', '--workdir=w')
+  env = {'PATH': fake_tools(tmp_path, ssh=_SSH)}
+  process = start_fake(tmp_path, [[], []], *args, **env)
+  ended = [tmp_path / f'ended.{worker}' for worker in (0, 1)]
+  for worker in (0, 1):
+    wait_for((tmp_path / f'log.{worker}').exists, 'start', process=process)
+  process.kill()
+  for file in ended:
+    wait_for(file.exists, 'end', seconds=20)
+
+
+# Notes the host, and runs what it is given as a shell there would.
+_SSH = 'cd /; echo "$3" >> "${PYTHON%/*}/hosts"; exec sh -c "$4"'
 
 
 @pytest.mark.parametrize('number', ['SIGTERM', 'SIGHUP', 'SIGUSR1'])
 @pytest.mark.parametrize(
     'workers, args',
-    [(1, ['local.sh']), (2, ['multi_worker.sh', '--local', '2', '--'])],
+    [
+        (1, ['local.sh']),
+        (2, ['multi_worker.sh', '--local', '2', '--']),
+        (2, ['multi_worker.sh', '--hosts=a,b', '--']),
+    ],
 )
 def test_a_script_that_is_told_to_stop_starts_nothing_again(
     tmp_path, workers, args, number
 ):
   # Under nohup the tests ignore it, and what they start would, too.
   before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  process = start_fake(tmp_path, [[]] * workers, *args, '--workdir=w')
+  env = {'PATH': fake_tools(tmp_path, ssh=_SSH)}
+  process = start_fake(tmp_path, [[]] * workers, *args, '--workdir=w', **env)
   signal.signal(signal.SIGHUP, before)
   # A worker that is in its log has set its trap.
   for worker in range(workers):
@@ -262,3 +347,81 @@ def test_a_script_that_is_told_to_stop_starts_nothing_again(
   assert process.wait(60) == 75
   for worker in range(workers):
     assert len(starts(tmp_path, worker)) == 1
+
+
+def start_under_slurm(tmp_path, codes, script, *args, **env):
+  """Starts a copy, as Slurm does; srun starts one task."""
+  (tmp_path / 'slurm_script').write_text(
+      (ROOT / 'launch' / script).read_text()
+  )
+  path = fake_tools(
+      tmp_path,
+      scontrol=f"""
+[[ $1 == show ]] && echo "   Command={ROOT}/launch/{script} --workdir=w"
+[[ $1 == show ]] || echo "$@" >> "{tmp_path}/asked"
+""",
+      # srun kills its tasks on SIGTERM.
+      srun=f"""
+trap 'kill -9 $!' TERM
+trap 'kill -USR1 $!' USR1
+echo "$@" >> "{tmp_path}/srun"
+while [[ $1 == --* ]]; do shift; done
+"$@" & wait $!; wait $!""",
+  )
+  return start_fake(
+      tmp_path, codes, tmp_path / 'slurm_script', *args, PATH=path,
+      SLURM_JOB_ID='7', **env,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'codes, number, code, asked',
+    [
+        ([75, 0], None, 0, False),
+        ([3], None, 3, False),
+        # The time is up.
+        ([], signal.SIGUSR1, 0, True),
+        # scancel.
+        ([], signal.SIGTERM, 75, False),
+    ],
+)
+def test_slurm_puts_a_run_back_into_the_queue(
+    tmp_path, codes, number, code, asked
+):
+  process = start_under_slurm(
+      tmp_path, [codes], 'slurm.sbatch', '--workdir=w', SLURM_CPUS_PER_TASK='4'
+  )
+  if number:
+    wait_for((tmp_path / 'log.0').exists, 'start', process=process)
+    process.send_signal(number)
+  assert process.wait(60) == code, process.communicate()
+  assert (tmp_path / 'asked').exists() == asked
+  if asked:
+    assert (tmp_path / 'asked').read_text() == 'requeue 7\n'
+  assert (tmp_path / 'srun').read_text().splitlines()[0] == (
+      '--kill-on-bad-exit=0 --label --cpus-per-task=4'
+      f' {tmp_path}/python -m ddpm.main --workdir=w'
+  )
+
+
+@pytest.mark.parametrize('task, host', [(2, 1), (3, 0)])
+def test_a_slurm_array_shares_the_images(tmp_path, task, host):
+  process = start_under_slurm(
+      tmp_path, [[0], [0]], 'slurm_sample.sbatch', '--outdir=é [1]',
+      SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_MAX='3',
+      SLURM_ARRAY_TASK_COUNT='2',
+  )  # fmt: skip
+  assert process.wait(60) == 0, process.communicate()
+  assert starts(tmp_path, host) == ['-m ddpm.sample --outdir=é [1]']
+
+
+def test_the_scripts_pass_shellcheck():
+  if not shutil.which('shellcheck'):
+    pytest.skip('shellcheck is not installed')
+  scripts = [*(ROOT / 'launch').glob('*.s*h'), ROOT / '.ci' / 'run']
+  assert len(scripts) == 7
+  done = subprocess.run(
+      ['shellcheck', *scripts], cwd=ROOT, capture_output=True, text=True,
+      check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout

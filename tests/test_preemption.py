@@ -158,6 +158,23 @@ def test_a_worker_that_is_gone_is_named_by_the_other(tmp_path, lost, number):
 
 
 @pytest.mark.slow
+def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path):
+  """TensorFlow holds Python's lock then, and has a handler for SIGTERM."""
+  process = start_trainer(
+      tmp_path, '--config.distribute.strategy=multi_worker',
+      TF_CONFIG=json.dumps({
+          'cluster': {'worker': free_addresses(2)},
+          'task': {'type': 'worker', 'index': 0},
+      }),
+  )  # fmt: skip
+  wait_for_line(process, 'waiting for all workers')
+  time.sleep(2)
+  process.send_signal(signal.SIGUSR1)
+  process.communicate(timeout=30)
+  assert process.returncode == -signal.SIGUSR1
+
+
+@pytest.mark.slow
 def test_a_leader_that_is_killed_while_the_workers_meet(tmp_path):
   """The scripts bring them together again, without a word from the user."""
   addresses = free_addresses(2)

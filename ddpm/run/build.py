@@ -17,6 +17,7 @@ from ddpm.nn import unet
 from ddpm.optim import adam
 from ddpm.optim import ema
 from ddpm.runtime import accelerators
+from ddpm.runtime import cluster
 from ddpm.runtime import devices
 from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
@@ -77,6 +78,7 @@ def make_strategy(config):
     accelerators.check_gpus('--config.distribute.strategy=one_device')
   if config.distribute.memory_growth:
     accelerators.grow_memory()
+  cluster.join_slurm()
   machine = devices.this_machine(config.jit_compile)
   if number:
     choice = devices.split(machine, number)

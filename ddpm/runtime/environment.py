@@ -3,6 +3,7 @@
 Environment variables that are already set are kept, except those of Keras.
 """
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -75,6 +76,19 @@ def on_signals(handler):
     # nohup asks to ignore SIGHUP.
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def default_signals():
+  """Lets a signal to stop end the process, whatever holds Python's lock."""
+  before = {number: signal.getsignal(number) for number in _SIGNALS}
+  on_signals(signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      if handler is not None:  # TensorFlow's own.
+        signal.signal(number, handler)
 
 
 def import_tensorflow():

@@ -8,6 +8,7 @@ import tensorflow as tf
 from ddpm.runtime import accelerators
 from ddpm.runtime import cluster
 from ddpm.runtime import devices as devices_lib
+from ddpm.runtime import environment
 from ddpm.runtime import workers
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
@@ -137,7 +138,8 @@ def _multi_worker():
   if not found:
     raise UserError(
         'distribute.strategy is multi_worker, but TF_CONFIG does not name the'
-        ' workers: start them with launch/multi_worker.sh'
+        ' workers: start them with launch/multi_worker.sh or'
+        ' launch/slurm.sbatch'
     )
   addresses = ', '.join(address for _, address in found.tasks)
   logging.info('waiting for all workers: %s', addresses)
@@ -150,9 +152,11 @@ def _multi_worker():
       implementation=implementation
   )
   try:
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        communication_options=options
-    )
+    # Until all have come, TensorFlow holds Python's lock.
+    with environment.default_signals():
+      return tf.distribute.MultiWorkerMirroredStrategy(
+          communication_options=options
+      )
   except workers.UNREACHABLE as e:
     # A worker of an earlier start, or one that exits now.
     raise Interrupted(
