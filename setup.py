@@ -8,6 +8,8 @@ import pathlib
 
 import setuptools
 
+README = pathlib.Path(__file__).with_name('README.md')
+
 # Cloud TPU VMs need another TensorFlow package:
 #   DDPM_TENSORFLOW=tensorflow-tpu pip install -e . \
 #     -f https://storage.googleapis.com/libtpu-tf-releases/index.html
@@ -22,9 +24,12 @@ setuptools.setup(
     name='ddpm',
     version='0.1.0',
     description='A distributed trainer for denoising diffusion models',
-    long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+    long_description=README.read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    # The checkout itself on the path: else its folder, if it is called ddpm,
+    # would be taken for the package by a program that starts beside it.
+    package_dir={'': '.'},
     # Includes configs, so that they import each other from any folder.
     packages=setuptools.find_packages(include=['ddpm*', 'configs']),
     package_data={
@@ -89,6 +94,8 @@ setuptools.setup(
         'test': [
             # The weights' original network, for comparison.
             EFFICIENTNET,
+            # Random inputs, and the smallest that fails.
+            'hypothesis>=6.100',
             # Reads what is written for it.
             TENSORBOARD,
             # Oracles for feature distances.

@@ -7,6 +7,7 @@
 `ddpm.Run` and `ddpm.train` are documented in ddpm/api.
 """
 
+import importlib.util
 import sys
 
 __version__ = '0.1.0'
@@ -15,8 +16,15 @@ __all__ = ['Run', 'train']
 # `python -m ddpm.PROGRAM` runs this file before the program's own imports. A
 # plain `import ddpm` changes no settings.
 if sys.argv[0] == '-m':
+  if importlib.util.find_spec('tensorflow') is None:
+    sys.exit(
+        f'ddpm: error: TensorFlow is not installed for {sys.executable}: use'
+        " the Python of the environment that has ddpm, such as"
+        ' .venv/bin/python'
+    )
   from ddpm.runtime import environment
 
+  environment.open_streams()
   environment.exit_on_signals()
   environment.set_variables()
 

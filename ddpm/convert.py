@@ -12,6 +12,7 @@ TensorFlow-only environments.
 """
 
 import contextlib
+import os
 
 from absl import flags
 from absl import logging
@@ -32,6 +33,7 @@ with epy.lazy_imports():
   from ddpm.nn import flat
   from ddpm.run import checkpoint
   from ddpm.run import config as config_lib
+  from ddpm.run import lock
   from ddpm.run import reader
   from ddpm.runtime import preemption
   from ddpm.sampling import sampler as sampler_lib
@@ -150,7 +152,7 @@ def to_savedmodel(directory, workdir):
     module.params = tf.Variable(params, trainable=False)
     serve = tf.function(
         lambda seeds, labels: {
-            'images': sampler.draw(module.params, seeds, labels)
+            'images': sampler.draw(module.params, seeds, labels)[0]
         },
         input_signature=[
             tf.TensorSpec([None], tf.int32, name)
@@ -180,25 +182,33 @@ def _read_run(workdir):
 def _new_folder(flag, path):
   """Creates a folder atomically. Yields the temporary path to write to."""
   path = path.rstrip('/')
-  part = f'{path}.incomplete'
+  part, locked = f'{path}.incomplete', f'{path}.lock'
   with writing(f'--{flag} {path}'):
-    exists = tf.io.gfile.exists(path)
-    if exists and not tf.io.gfile.isdir(path):
-      raise UserError(f'--{flag} {path} is a file, expected a new folder')
-    if exists and tf.io.gfile.listdir(path):
-      raise UserError(f'--{flag} {path} is not empty, expected a new folder')
-    if tf.io.gfile.exists(part):  # Left by a killed attempt.
-      tf.io.gfile.rmtree(part)
-    tf.io.gfile.makedirs(part)
-  try:
-    yield part
-    with writing(f'--{flag} {path}'):
-      if exists:
-        tf.io.gfile.rmtree(path)
-      tf.io.gfile.rename(part, path)
-  finally:
-    if tf.io.gfile.exists(part):
-      tf.io.gfile.rmtree(part)
+    if folder := os.path.dirname(path):
+      tf.io.gfile.makedirs(folder)
+  with lock.held(path, kind=flag, path=locked):
+    try:
+      with writing(f'--{flag} {path}'):
+        exists = tf.io.gfile.exists(path)
+        if exists and not tf.io.gfile.isdir(path):
+          raise UserError(f'--{flag} {path} is a file, expected a new folder')
+        if exists and tf.io.gfile.listdir(path):
+          raise UserError(
+              f'--{flag} {path} is not empty, expected a new folder'
+          )
+        if tf.io.gfile.exists(part):  # Left by a killed attempt.
+          tf.io.gfile.rmtree(part)
+        tf.io.gfile.makedirs(part)
+      yield part
+      with writing(f'--{flag} {path}'):
+        if exists:
+          tf.io.gfile.rmtree(path)
+        tf.io.gfile.rename(part, path)
+    finally:
+      if tf.io.gfile.exists(part):
+        tf.io.gfile.rmtree(part)
+      if tf.io.gfile.exists(locked):
+        tf.io.gfile.remove(locked)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@
 Finished samples are kept: rerun to resume.
 """
 
-import json
 import os
 
 from absl import flags
@@ -30,6 +29,7 @@ with epy.lazy_imports():
   from ddpm.runtime import files
   from ddpm.runtime import preemption
   from ddpm.runtime import strategy as strategy_lib
+  from ddpm.runtime import strict_json
 
 FLAGS = flags.FLAGS
 
@@ -89,7 +89,7 @@ def main():
   metrics = set(FLAGS.metrics)
   result = _score_images(metrics) if FLAGS.samples else _score_run(metrics)
   if FLAGS.out:
-    text = json.dumps(result, indent=2) + '\n'
+    text = strict_json.dumps(result, indent=2) + '\n'
     files.write_file(FLAGS.out, text.encode())
 
 
@@ -129,6 +129,8 @@ def _score_images(metrics):
         f'{FLAGS.samples} has {len(samples)} images, but --num_samples is'
         f' {count}'
     )
+  if len(samples) > count:
+    samples = sources.Chosen(samples, count)
   settings = {'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}
   real = real_images.RealImages(FLAGS.data, samples.shape, **settings)
   split = FLAGS.split or 'train'

@@ -58,7 +58,7 @@ def define_flags():
 
 def check_flags():
   """Raises UserError if a flag is missing, or names no config."""
-  if FLAGS.config is None:
+  if not FLAGS['config'].present:
     raise UserError('--config is missing: pass one such as configs/mnist5k.py')
   if not (FLAGS.dry_run or FLAGS.workdir):
     raise UserError('--workdir is missing: pass a folder for the run')

@@ -122,12 +122,18 @@ def main():
       jit_compile=run.config.jit_compile,
   )
   job, details = _make_job(run, columns, strategy, host, hosts)
+  with job.locked():
+    _draw(job, details, strategy, host, hosts, started)
+  if host == 0:
+    job.clear()
+
+
+def _draw(job, details, strategy, host, hosts, started):
+  """Draws what is missing; host 0 writes the files."""
   if job.is_finished():
     logging.info('%s is finished: there is nothing to draw', FLAGS.outdir)
-    if host == 0:
-      job.clear()
-      if FLAGS.png:
-        job.write_pngs()
+    if host == 0 and FLAGS.png:
+      job.write_pngs()
     return
   job.begin()
   logging.info(
@@ -145,7 +151,6 @@ def main():
   if FLAGS.png:
     job.write_pngs()
   job.finish(details | {'seconds': time.monotonic() - started})
-  job.clear()
   logging.info('wrote %s', FLAGS.outdir)
 
 
@@ -171,7 +176,6 @@ def _make_job(run, columns, strategy, host, hosts):
   settings = sampler_flags.settings()
   if FLAGS.interpolate and settings['eta'] is None:
     settings['eta'] = 0.0  # Only initial noise is interpolated.
-  path = checkpoint.find(FLAGS.workdir, FLAGS.checkpoint)
   sampler = sampler_lib.for_run(
       run,
       **settings,
@@ -190,6 +194,8 @@ def _make_job(run, columns, strategy, host, hosts):
         f' {sampler.spec.sampler} with eta {sampler.spec.eta}: use'
         ' --sampler=dpmpp_2m'
     )
+  # Last, as a run in progress may remove it soon.
+  path = checkpoint.find(FLAGS.workdir, FLAGS.checkpoint)
   step, weights, params = run.weights(path, FLAGS.weights)
   job = job_lib.Job(
       FLAGS.outdir,

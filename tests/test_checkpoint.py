@@ -1,12 +1,14 @@
 """Saved, kept, found, restored, refused."""
 
 import pathlib
+import re
 import shutil
 import threading
 
 import numpy as np
 import pytest
 from support import Network
+from support import tensors
 from support import tiny_config
 import tensorflow as tf
 
@@ -117,7 +119,7 @@ def test_finds_all_in_their_order(tmp_path, network):
   shutil.rmtree(directory / 'kept')
   assert list(paths) == [str(directory / 'ckpt-60')]
   truncated(directory / 'ckpt-60.index')
-  with pytest.raises(UserError, match='none that can be read'):
+  with pytest.raises(UserError, match='none that is sound'):
     list(checkpoint.find_all(str(tmp_path)))
 
 
@@ -200,11 +202,11 @@ def test_that_none_is_sound_is_said_by_every_worker(tmp_path, network):
   for path in (tmp_path / 'checkpoints').glob('ckpt-*'):
     path.write_bytes(b'damaged')
   said = []
-  with pytest.raises(UserError, match='none that can be read'):
+  with pytest.raises(UserError, match='none that is sound'):
     _, checkpoints = make_without_restoring(tmp_path, network, writes=True)
     checkpoints.restore(lambda numbers: said.append(numbers) or [numbers])
   _, checkpoints = make_without_restoring(tmp_path, network, writes=False)
-  with pytest.raises(UserError, match='none that can be read'):
+  with pytest.raises(UserError, match='none that is sound'):
     checkpoints.restore(lambda numbers: [said[0], numbers])
 
 
@@ -231,7 +233,7 @@ def test_reads_one_vector_of_weights(tmp_path, network):
     checkpoint.read_weights(path, network.layout, '0.7')
   for file in tmp_path.rglob('ckpt-3.*'):
     file.unlink()
-  with pytest.raises(UserError, match='ckpt-3 cannot be read any more: '):
+  with pytest.raises(UserError, match='ckpt-3 is gone: a run in progress'):
     checkpoint.read_weights(path, network.layout, 'raw')
 
 
@@ -304,6 +306,86 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
   assert steps_of(tmp_path) == [10, 20]
 
 
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, network):
+  saved(tmp_path, network, 10)
+  state, checkpoints, _ = make(tmp_path, network)
+  state.ema['0.9'].assign(network.params / 0)
+  checkpoints.save(20)
+  with pytest.raises(UserError, match=r'ema/0\.9 .* not finite'):
+    checkpoints.wait()
+  # Sums of losses may overflow in half precision.
+  state, checkpoints, step = make(tmp_path, network)
+  assert step == 10
+  state.quartiles.assign(state.quartiles / 0)
+  checkpoints.save(30)
+  checkpoints.wait()
+  assert make(tmp_path, network)[2] == 30
+
+
+def poisoned(workdir, step, new_step):
+  """Writes a checkpoint with a NaN, as older versions did."""
+  directory = workdir / 'checkpoints'
+  values = tensors(workdir, step)
+  values['params/.ATTRIBUTES/VARIABLE_VALUE'][3] = np.nan
+  tf.raw_ops.SaveV2(
+      prefix=str(directory / f'ckpt-{new_step}'),
+      tensor_names=list(values),
+      shape_and_slices=[''] * len(values),
+      tensors=list(values.values()),
+  )
+
+
+def test_weights_that_are_not_finite_are_not_used(tmp_path, network, caplog):
+  saved(tmp_path, network, 10)
+  poisoned(tmp_path, 10, 20)
+  assert checkpoint.find(str(tmp_path), 'latest').endswith('ckpt-10')
+  message = 'ckpt-20 is damaged.* params has values that are not finite'
+  assert re.search(message, caplog.text)
+  with pytest.raises(UserError, match='ckpt-20 is damaged: params has values'):
+    checkpoint.find(str(tmp_path), '20')
+  assert make(tmp_path, network)[2] == 10
+  poisoned(tmp_path, 10, 40)
+  for file in (tmp_path / 'checkpoints').glob('ckpt-10.*'):
+    file.unlink()
+  message = (
+      f'^{tmp_path} has checkpoints, but none that is sound'
+      rf' \({tmp_path}/checkpoints/ckpt-40: params has values that are not'
+      r' finite\): restore one, or use another workdir$'
+  )
+  for read in (
+      lambda: checkpoint.find(str(tmp_path), 'latest'),
+      lambda: list(checkpoint.find_all(str(tmp_path))),
+      lambda: make(tmp_path, network),
+  ):
+    with pytest.raises(UserError, match=message):
+      read()
+
+
+def test_checkpoints_that_a_run_replaces_meanwhile_are_no_damage(
+    tmp_path, network, monkeypatch, caplog
+):
+  """Those that were listed are gone when they are to be read."""
+  saved(tmp_path, network, 10, 20)
+  damage, directory = checkpoint._damage, tmp_path / 'checkpoints'
+
+  def late(path):
+    for old in (10, 20):
+      for file in directory.glob(f'ckpt-{old}.*'):
+        file.rename(directory / file.name.replace(f'-{old}.', f'-{old + 20}.'))
+    return damage(path)
+
+  for find in (
+      lambda: checkpoint.find(str(tmp_path), 'latest'),
+      lambda: list(checkpoint.find_all(str(tmp_path)))[-1],
+  ):
+    shutil.rmtree(directory)
+    saved(tmp_path, network, 10, 20)
+    with monkeypatch.context() as patched:
+      patched.setattr(checkpoint, '_damage', late)
+      assert find() == str(directory / 'ckpt-40')
+  assert 'is damaged' not in caplog.text
+
+
 def test_a_kept_one_stands_in_for_a_damaged_one_of_its_step(tmp_path, network):
   _, checkpoints, _ = make(tmp_path, network, keep_every=20)
   checkpoints.save(20)
@@ -318,7 +400,7 @@ def test_no_fresh_start_where_all_are_damaged(tmp_path, network):
   saved(tmp_path, network, 10, 20)
   for file in tmp_path.rglob('*.data-*'):
     truncated(file)
-  with pytest.raises(UserError, match='none that can be read'):
+  with pytest.raises(UserError, match='none that is sound'):
     make(tmp_path, network)
   with pytest.raises(UserError, match='ckpt-10 is damaged'):
     checkpoint.find(str(tmp_path), '10')

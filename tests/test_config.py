@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import logging
 import pathlib
 import re
+from unittest import mock
 
 from absl import flags
 from ml_collections import config_dict
@@ -75,6 +77,17 @@ def test_an_unknown_variant_is_refused(module):
         ('data.image_size', 'large', 'expected a number of pixels, or'),
         ('data.image_size', 0, 'expected a number of pixels, or'),
         ('data.resize', 'crop', 'expected one of: center_crop, random_crop'),
+        ('model.channel_multipliers', (0, 1), 'channel_multipliers has 0, exp'),
+        ('model.channel_multipliers', (1, -2), 'channel_multipliers has -2'),
+        ('model.channel_multipliers', (1, '2'), "multipliers has '2', exp"),
+        ('model.channel_multipliers', (1, (2,)), r'multipliers has \(2,\), e'),
+        ('model.channel_multipliers', (1, None), 'multipliers has None, exp'),
+        ('model.channel_multipliers', (1, 1.01), 'multipliers has 1.01, exp'),
+        ('model.channel_multipliers', (1, float('nan')), r'is \(1, nan\), exp'),
+        ('ema.decays', (float('nan'),), r'decays is \(nan,\), expected a fin'),
+        ('optimizer.clip_norm', float('inf'), 'clip_norm is inf, expected a f'),
+        ('model.norm_epsilon', 0.0, 'norm_epsilon is 0.0, expected more than'),
+        ('model.norm_epsilon', float('nan'), 'epsilon is nan, expected a fin'),
         ('model.norm_groups', 7, 'model.norm_groups is 7, which does not'),
         ('model.head_channels', 7, 'model.head_channels is 7, which does not'),
         ('model.resample', 'fft', "resample is 'fft', expected one of: conv"),
@@ -104,6 +117,22 @@ def test_refuses(name, value, message):
   assert re.match(r'config\.\w+(\.\w+)* ', str(error.value))
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'channels': 32, 'channel_multipliers': (1, 1.5)},
+        {'channels': 224, 'channel_multipliers': (1, 300 / 224),
+         'norm_groups': 4},
+        # Only levels that attend have heads.
+        {'channels': 32, 'channel_multipliers': (1, 2), 'head_channels': 64},
+    ],
+)  # fmt: skip
+def test_what_networks_there_are(settings):
+  config = mnist5k.get_config()
+  config.model.update({'patch_size': 2, 'norm_groups': 16} | settings)
+  config_lib.validate(config)
+
+
 def test_the_schedule_edm_has_no_bound():
   config = cifar10_edm.get_config()
   config.diffusion.loss = 'vlb'
@@ -117,12 +146,56 @@ def test_what_an_older_workdir_lacks_has_its_default(tmp_path):
   path = tmp_path / 'config.json'
   path.write_text(json.dumps(fields))
   loaded = config_lib.load(str(tmp_path))
-  assert loaded.to_dict() == mnist5k.get_config().to_dict()
-  config_lib.check_same_trajectory(mnist5k.get_config(), str(tmp_path))
+  expected = mnist5k.get_config()
+  expected.data.shuffle_rounds = 4
+  assert loaded.to_dict() == expected.to_dict()
+  # The same command goes on with it.
+  config = config_lib.continued(mnist5k.get_config(), str(tmp_path))
+  assert config.to_dict() == loaded.to_dict()
+
+
+def test_what_a_workdir_has_beyond_the_settings_is_not_used(tmp_path, caplog):
+  """Older versions trained with it, and wrote it there."""
+  fields = mnist5k.get_config().to_dict()
+  fields['notes'] = 'x'
   fields['model']['wings'] = 2
+  path = tmp_path / 'config.json'
   path.write_text(json.dumps(fields))
-  with pytest.raises(UserError, match=r'is not a config: .*wings'):
-    config_lib.load(str(tmp_path))
+  logger = logging.getLogger('absl')
+  with mock.patch.object(logger, 'propagate', True):
+    loaded = config_lib.load(str(tmp_path))
+  assert 'notes' not in loaded and 'wings' not in loaded.model
+  assert [record.getMessage() for record in caplog.records] == [
+      f'{path}: {name} is no setting, and is not used'
+      for name in ('model.wings', 'notes')
+  ]
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('optimizer.lr', 'config.optimizer.lr is no setting'),
+        ('model.head', 'model.head is no setting: did you mean config.model.'),
+        ('seeed', 'config.seeed is no setting: did you mean config.seed?'),
+    ],
+)
+def test_what_is_no_setting_is_refused(name, message):
+  config = mnist5k.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict({name: 2})
+  with pytest.raises(UserError, match=re.escape(message)):
+    config_lib.validate(config)
+
+
+def test_what_is_missing_or_no_config_is_refused():
+  config = mnist5k.get_config()
+  with config.unlocked():
+    del config.model.dropout
+  with pytest.raises(UserError, match=r'config\.model\.dropout is missing'):
+    config_lib.validate(config)
+  for none in (None, {'seed': 1}, 5):
+    with pytest.raises(UserError, match='expected a ConfigDict'):
+      config_lib.validate(none)
 
 
 def test_a_workdir_describes_itself(tmp_path):
@@ -147,12 +220,12 @@ def test_the_trajectory_of_a_workdir_may_not_change(tmp_path):
       'distribute.strategy': 'mirrored', 'data.data_dir': '/elsewhere',
       'sample.rho': 9.0, 'sample.steps': 9,
   })  # fmt: skip
-  config_lib.check_same_trajectory(config, str(tmp_path))
+  assert config_lib.continued(config, str(tmp_path)).train.num_steps == 9
   config.update_from_flattened_dict({
       'seed': 1, 'train.batch_size': 16, 'ema.decays': (0.9,),
   })  # fmt: skip
   with pytest.raises(UserError) as error:
-    config_lib.check_same_trajectory(config, str(tmp_path))
+    config_lib.continued(config, str(tmp_path))
   message = str(error.value)
   assert 'ema.decays (0.995,) -> (0.9,)' in message
   assert 'seed 0 -> 1' in message

@@ -20,6 +20,7 @@ import tensorflow as tf
 from ddpm.formats import diffusers as diffusers_format
 from ddpm.nn import flat
 from ddpm.run import build
+from ddpm.run import lock
 from ddpm.runtime.errors import UserError
 
 # Of the tests' tiny network, what diffusers can express.
@@ -64,6 +65,10 @@ def refusal(directory, config):
         {},
         _CLASSES,
         {'data.image_size': (8, 16), 'model.attention_resolutions': (4,)},
+        {
+            'model.channel_multipliers': (1, 1.5),
+            'model.head_channels': 12,
+        },
         {
             'model.scale_shift_norm': True,
             'model.resample': 'block',
@@ -221,7 +226,8 @@ def test_weights_of_16_bits(pipeline, copy, dtype):
         ('downsample_padding', 2, 'expected 0 or 1'),
         ('sample_size', None, 'expected height, or [height, width]'),
         ('sample_size', [28, 32, 1], 'expected height, or [height, width]'),
-        ('block_out_channels', [8, 12], 'expected multiples of 8'),
+        ('block_out_channels', [], 'expected the channels of each level'),
+        ('block_out_channels', [0, 8], 'expected the channels of each level'),
         ('out_channels', 2, 'expected 1: in_channels, doubled if'),
         ('down_block_types', ['DownBlock2D'], 'as many as in block_out'),
         (
@@ -310,6 +316,44 @@ def test_refuses_damaged_weights(copy):
   path = copy / 'unet/diffusion_pytorch_model.safetensors'
   path.write_bytes(path.read_bytes()[:1000])
   assert f'{path} cannot be read' in refusal(copy, tiny_config())
+
+
+def test_refuses_weights_that_are_not_finite(copy):
+  path = copy / 'unet/diffusion_pytorch_model.safetensors'
+  for value in (np.nan, np.inf):
+    weights = safetensors.load_file(path)
+    weights['conv_in.bias'][3] = value
+    safetensors.save_file(weights, path)
+    said = refusal(copy, tiny_config())
+    assert 'weights that are not finite: conv_in.bias: save or dow' in said
+
+
+@pytest.mark.parametrize('variant', ['fp16', 'non_ema'])
+def test_a_variant_of_the_weights(pipeline, copy, variant):
+  path = copy / 'unet/diffusion_pytorch_model.safetensors'
+  weights = safetensors.load_file(path)
+  other = path.with_name(f'diffusion_pytorch_model.{variant}.safetensors')
+  # What has no variant comes first.
+  safetensors.save_file({'unknown': np.zeros(3, np.float32)}, other)
+  _, _, back = diffusers_format.load(copy, tiny_config())
+  np.testing.assert_array_equal(back, pipeline[2])
+  path.rename(other)
+  _, _, back = diffusers_format.load(copy, tiny_config())
+  np.testing.assert_array_equal(back, pipeline[2])
+  # In several files.
+  other.unlink()
+  part = f'diffusion_pytorch_model.{variant}-00001-of-00001.safetensors'
+  safetensors.save_file(weights, path.with_name(part))
+  index = path.with_name(f'{path.name}.index.{variant}.json')
+  index.write_text(json.dumps({'weight_map': dict.fromkeys(weights, part)}))
+  _, _, back = diffusers_format.load(copy, tiny_config())
+  np.testing.assert_array_equal(back, pipeline[2])
+  edit(index, weight_map=None)
+  assert 'weight_map is None, expected' in refusal(copy, tiny_config())
+  other.write_bytes(b'')
+  path.with_name('diffusion_pytorch_model.bf16.safetensors').write_bytes(b'')
+  said = refusal(copy, tiny_config())
+  assert f'has the variants bf16, {variant} of its weights' in said
 
 
 def test_refuses_pickled_weights(copy):
@@ -463,6 +507,19 @@ def test_a_saved_model_draws_the_same_images(
   variables = tf.train.list_variables(f'{tmp_path}/model/variables/variables')
   sizes = [shape for name, shape in variables if name.startswith('params')]
   assert len(sizes) == 1 and sizes[0][0] > 40_000
+
+
+def test_of_two_conversions_at_once_the_second_is_refused(run, tmp_path):
+  path = tmp_path / 'back'
+  command = (
+      'ddpm.convert', f'--to_diffusers={path}', f'--workdir={run[1]}',
+  )  # fmt: skip
+  with lock.held(str(path), kind='to_diffusers', path=f'{path}.lock'):
+    line = error_line(run_fork(*command))
+  assert f'--to_diffusers {path} is in use by process' in line
+  done = run_fork(*command)
+  assert done.returncode == 0, done.stderr
+  assert os.listdir(tmp_path) == ['back']
 
 
 # Arguments that are wrong, and a part of the line that says so.

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from configs import default
 from ddpm import rng
+from ddpm.diffusion import pixels
 from ddpm.diffusion import solvers
 from ddpm.formats import diffusers as diffusers_format
 from ddpm.nn import flat
@@ -205,7 +206,7 @@ def step_difference(scheduler, config, monkeypatch):
       row,
       start=tf.constant(nhwc(x)),
       keys=rng.key([0]),
-      constrain=sampler_lib.clip,
+      constrain=pixels.clip,
   )
   return relative_difference(ours.numpy(), nhwc(expected))
 

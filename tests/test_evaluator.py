@@ -1,5 +1,9 @@
 """A score has to say what eyes say: worse images score worse."""
 
+import hashlib
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -144,6 +148,63 @@ def test_a_set_against_itself(extractor, digits):
   assert result['details']['floor_num_samples'] == N // 2
 
 
+def test_a_score_is_a_function_of_the_set(extractor, digits, monkeypatch):
+  """In the order of their classes, as conditional samplers write them."""
+  monkeypatch.setattr(evaluator, '_GATHERED_ROWS', 300)
+  images, labels = digits
+  metrics = {'fid', 'kid', 'is', 'prdc', 'nearest'}
+  judge = make_judge(metrics, extractor, images[N:])
+  # A copy among them, and the other way round.
+  images, labels = images[:N].copy(), labels[:N]
+  images[7], labels[7] = images[500], labels[500]
+  orders = [np.arange(N), np.argsort(labels, kind='stable'), np.arange(N)[::-1]]
+  results = [
+      judge.score(source(images[order], labels[order]), 'digits')
+      for order in orders
+  ]
+  details = results[0].pop('details')
+  for result in results[1:]:
+    assert result.pop('details') == details
+    assert result == pytest.approx(results[0], rel=1e-6, abs=1e-9)
+  # And it is that of a random order.
+  assert abs(results[0][f'kid_mnist@{N}']) < 5 * (
+      results[0][f'kid_stderr_mnist@{N}']
+  )
+  assert results[0][f'is_mnist@{N}'] > 9
+
+
+def test_rows_in_another_order_are_read_part_by_part(monkeypatch):
+  monkeypatch.setattr(evaluator, '_GATHERED_ROWS', 7)
+  rows = np.arange(60).reshape(20, 3)
+  order = np.random.default_rng(0).permutation(20)[:18]
+  gathered = evaluator._Gathered(np.split(rows, [5, 6, 13]), order)
+  for _ in range(2):
+    blocks = list(gathered)
+    assert [len(block) for block in blocks] == [7, 7, 4]
+    np.testing.assert_array_equal(np.concatenate(blocks), rows[order])
+
+
+def test_features_of_real_images_are_cached_under_their_name(
+    extractor, digits
+):
+  """What is cached already stays of use."""
+  run = evaluator.batched(extractor, tf.distribute.OneDeviceStrategy('CPU:0'))
+  images = source(digits[0][:40])
+  parts = [images.identity, extractor.name, extractor.sha256, extractor.resize]
+  key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+  folder = pathlib.Path(evaluator.cache.folder()) / 'features' / key
+  shutil.rmtree(folder, ignore_errors=True)
+  for is_shuffled in (False, True):
+    assert not folder.exists()
+    features = evaluator.Features(
+        images, extractor, run, 'digits', is_shuffled=is_shuffled
+    )
+    list(features.column('features', 0, 40))
+  (path,) = folder.glob('rows_*.npz')
+  with np.load(path) as arrays:
+    assert set(arrays) == {'features', 'probabilities'}
+
+
 def test_result_says_what_made_it(extractor, digits):
   images, labels = digits
   judge = make_judge({'fid'}, extractor, images[200:400], num_samples=100)
@@ -177,10 +238,11 @@ def test_features_are_kept_and_named_by_what_made_them(
 ):
   images = source(digits[0][:40])
   run = evaluator.batched(extractor, tf.distribute.OneDeviceStrategy('CPU:0'))
-  first = evaluator.Features(images, extractor, run, 'digits')
+  settings = extractor, run, 'digits'
+  first = evaluator.Features(images, *settings, is_shuffled=True)
   expected = first.all_moments()
   monkeypatch.setattr(images, 'read', None)
-  again = evaluator.Features(images, extractor, run, 'digits')
+  again = evaluator.Features(images, *settings, is_shuffled=True)
   np.testing.assert_array_equal(again.all_moments().mean, expected.mean)
   np.testing.assert_array_equal(
       np.concatenate(list(again.column('features', 0, 40))),
@@ -201,3 +263,19 @@ def test_refuses(extractor, digits):
   judge = make_judge({'fid'}, broken, digits[0][:40], num_samples=9)
   with pytest.raises(UserError, match='image 0 has features that are not'):
     judge.score(source(digits[0][:9]), 'digits')
+  for value, message in (
+      (np.nan, 'image 0 has probabilities that are not finite'),
+      (3.0, "extractor's probabilities are negative or do not sum to 1: leave"),
+  ):
+    broken = Extractor(
+        name='broken',
+        sha256=str(value),
+        resize='none',
+        weights=[],
+        function=lambda _, x, value=value: (
+            tf.zeros([x.shape[0], 3]), tf.fill([x.shape[0], 3], value),
+        ),
+    )
+    judge = make_judge({'is'}, broken, digits[0][:40], num_samples=10)
+    with pytest.raises(UserError, match=message):
+      judge.score(source(digits[0][:10]), 'digits')

@@ -66,7 +66,7 @@ def trained(original, tmp_path):
 
 
 def poison(workdir):
-  """Makes a weight of the newest checkpoint NaN, and saves it soundly."""
+  """Makes a weight of the newest checkpoint so large that others overflow."""
   model = build.make_model(tiny_config())
   state = state_lib.State(
       flat.flatten(model.trainable_variables), ema_names=('0.995',)
@@ -77,14 +77,14 @@ def poison(workdir):
   )  # fmt: skip
   step = checkpoints.restore()
   params = state.params.numpy()
-  params[0] = np.nan
+  params[:] = 1e38
   state.params.assign(params)
   checkpoints.save(step)
   checkpoints.wait()
 
 
 def stops_at(workdir, step, after='', **overrides):
-  """Whether weights that are not finite stop a run at a step."""
+  """Whether weights that overflow stop a run at a step."""
   poison(workdir)
   message = (
       f"step {step}: the loss is nan and the gradient's norm is nan{after}:"
@@ -95,8 +95,16 @@ def stops_at(workdir, step, after='', **overrides):
   return newest(workdir) == '2' and not (workdir / 'samples').exists()
 
 
-def test_weights_that_are_not_finite_stop_the_run(trained):
+def test_weights_that_overflow_stop_the_run(trained):
   assert stops_at(trained, 3)
+
+
+def test_an_update_that_is_not_finite_is_not_saved(trained):
+  """Adam's moments and the gradient are finite; 1e38 times them are not."""
+  huge = {'optimizer.learning_rate': 3e38, 'optimizer.warmup_steps': 0}
+  with pytest.raises(UserError, match='params of step 1 is not finite'):
+    run(trained / 'huge', 3, **huge, **{'train.checkpoint_every_steps': 1})
+  assert not list((trained / 'huge' / 'checkpoints').glob('ckpt-*'))
 
 
 def test_in_half_precision_they_stop_it_after_some_steps(tmp_path):

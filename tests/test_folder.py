@@ -335,7 +335,7 @@ def test_random_crops_are_a_function_of_step_and_position(images):
 
   def blocks(first_block, steps, workers=1, worker=0):
     dataset = pipeline.batches(
-        source, seed=1, batch_size=4, first_block=first_block,
+        source, seed=1, batch_size=4, shuffle_rounds=8, first_block=first_block,
         steps_per_block=steps, part_size=(8, 12),
         context=tf.distribute.InputContext(workers, worker, 2),
     )  # fmt: skip

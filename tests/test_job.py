@@ -1,5 +1,7 @@
 """A folder's worth of images: drawn once, by one process or by several."""
 
+import os
+import socket
 
 import numpy as np
 from PIL import Image
@@ -37,6 +39,11 @@ def make_job(outdir, painter, number, identity=None, **kwargs):
   )  # fmt: skip
 
 
+def refuses(message, job):
+  with pytest.raises(UserError, match=message), job.locked():
+    pass
+
+
 def test_draws_nothing_twice(tmp_path):
   number = 3 * ROWS + 20
   killed, painter = Painter(fails_at=2 * ROWS + 100), Painter()
@@ -72,16 +79,62 @@ def test_refuses_a_folder_of_another_job(tmp_path):
   job = make_job(tmp_path, Painter(), 3, {'steps': 10, 'eta': 0.0})
   job.begin()
   job.draw()
-  with pytest.raises(UserError, match=message):
-    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
+  refuses(message, make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0}))
   job.assemble()
   job.finish({})
   job.clear()
-  with pytest.raises(UserError, match=message):
-    make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0})
+  refuses(message, make_job(tmp_path, Painter(), 3, {'steps': 20, 'eta': 0.0}))
   (tmp_path / 'manifest.json').write_text('{')
-  with pytest.raises(UserError, match=r'manifest.json is damaged: use another'):
-    make_job(tmp_path, Painter(), 3)
+  message = r'manifest.json is damaged: use another'
+  refuses(message, make_job(tmp_path, Painter(), 3))
+
+
+def test_of_two_at_once_the_second_is_refused(tmp_path):
+  """But the hosts of one job are several."""
+  first = f'process {os.getpid()} on {socket.gethostname()}'
+  with make_job(tmp_path, Painter(), 3, hosts=2).locked():
+    refuses(
+        f'^outdir {tmp_path} is in use by {first}: .* use another outdir$',
+        make_job(tmp_path, Painter(), 3),
+    )
+    refuses(
+        f'^outdir {tmp_path} is in use by {first}',
+        make_job(tmp_path, Painter(), 3, {'steps': 20}),
+    )
+    with make_job(tmp_path, Painter(), 3, host=1, hosts=2).locked():
+      pass
+  with make_job(tmp_path, Painter(), 3).locked():
+    pass
+
+
+def test_another_job_that_ended_while_this_one_started_is_seen(tmp_path):
+  late = make_job(tmp_path, Painter(), 3, {'steps': 20})
+  job = make_job(tmp_path, Painter(), 3)
+  with job.locked():
+    job.begin()
+    job.draw()
+    job.assemble()
+    job.finish({})
+  job.clear()
+  assert not (tmp_path / 'parts').exists()
+  refuses('holds another job', late)
+  assert not (tmp_path / 'parts').exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['samples.npz', 'grid.png', 'animation.png', 'png']
+)
+def test_files_of_others_are_not_overwritten(tmp_path, name):
+  (tmp_path / name).write_text('mine')
+  message = f'^outdir {tmp_path} holds {name} of something else: use another'
+  refuses(message, make_job(tmp_path, Painter(), 3))
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_workdir_is_no_outdir(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  message = f'holds a run, .* use another one, such as {tmp_path}/out$'
+  refuses(message, make_job(tmp_path, Painter(), 3))
 
 
 def test_a_film_is_of_the_grid(tmp_path):

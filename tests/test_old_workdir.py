@@ -33,19 +33,20 @@ def test_settings_are_found_under_their_new_names():
   assert config.sample.sigma_min == 0.05
   assert config.sample.sigma_max == 20.0
   assert config.sample.rho == 3.0
+  assert config.data.shuffle_rounds == 4
 
 
 def test_a_config_is_written_as_the_new_version(tmp_path):
   config = config_lib.load(str(OLD))
   config_lib.save(config, str(tmp_path))
   fields = json.loads((tmp_path / 'config.json').read_text())
-  assert fields['version'] == 3 and 'remat' not in fields['model']
+  assert fields['version'] == 4 and 'remat' not in fields['model']
   assert config_lib.load(str(tmp_path)) == config
 
 
 def test_a_config_of_a_newer_version_is_refused(tmp_path):
-  (tmp_path / 'config.json').write_text('{"version": 4}')
-  with pytest.raises(UserError, match='it is of version 4, expected at most 3'):
+  (tmp_path / 'config.json').write_text('{"version": 5}')
+  with pytest.raises(UserError, match='it is of version 5, expected at most 4'):
     config_lib.load(str(tmp_path))
 
 

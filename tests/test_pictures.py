@@ -28,6 +28,28 @@ def test_a_picture_of_the_models_size_is_read_as_it_is(tmp_path):
   np.testing.assert_array_equal(colour, np.repeat(pixels[..., :1], 3, -1))
 
 
+def test_more_than_8_bits_are_read_as_training_data_is(tmp_path):
+  ramp = np.arange(0, 256, 17).reshape(4, 4)
+  files = {
+      '16.png': (257 * ramp).astype(np.uint16),
+      '32.tiff': (257 * ramp).astype(np.int32),
+      'float.tiff': (ramp / 255).astype(np.float32),
+  }
+  for name, pixels in files.items():
+    path = str(tmp_path / name)
+    Image.fromarray(pixels).save(path)
+    for channels in (1, 3):
+      np.testing.assert_array_equal(
+          pictures.read(path, (4, 4, channels), 'center_crop'),
+          np.repeat(ramp[..., None], channels, -1),
+      )
+    mask = pictures.read_mask(path, path, (4, 4, 1), 'center_crop')
+    np.testing.assert_array_equal(mask[..., 0], ramp >= 128)
+  Image.fromarray(np.full([4, 4], 7.0, np.float32)).save(path)
+  with pytest.raises(UserError, match='floats are from 7 to 7, expected 0 to'):
+    pictures.read(path, (4, 4, 1), 'center_crop')
+
+
 def test_another_size_is_cropped_to_its_central_square(tmp_path):
   pixels = np.zeros([8, 16], np.uint8)
   pixels[:, 3:13] = 255

@@ -84,6 +84,7 @@ def blocks(source, count, *, batch_size=6, k=2, workers=1, worker=0):
       source,
       seed=3,
       batch_size=batch_size,
+      shuffle_rounds=8,
       first_block=1,
       steps_per_block=k,
       context=tf.distribute.InputContext(workers, worker, 2),

@@ -1,5 +1,6 @@
 """Where scores go: one row for each thing that was scored, and the plots."""
 
+from concurrent import futures
 import json
 
 import pytest
@@ -54,6 +55,27 @@ def test_the_later_of_two_results_of_one_thing_stands(tmp_path):
   assert rows[0]['fd_mnist@100'] == 7.0
   # In the order of steps.
   assert rows[-1] == first
+
+
+def test_what_is_not_finite_is_null_and_a_gap_in_the_curve(tmp_path):
+  for step, value in ((10, 9.0), (20, float('nan')), (30, 7.0)):
+    report.record(str(tmp_path), result(value, step=step))
+  lines = (tmp_path / 'evaluation.jsonl').read_text().splitlines()
+  rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+  assert [row['fd_mnist@100'] for row in rows] == [9.0, None, 7.0]
+  assert (tmp_path / 'evaluation.png').exists()
+  assert 'nan' in report.table(result(float('nan')))
+
+
+def test_results_of_processes_at_once_are_all_kept(tmp_path):
+  """Each reads the file and writes it anew."""
+  steps = range(12)
+  with futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(
+        lambda step: report.record(str(tmp_path), result(1.0, step=step)), steps
+    ))  # fmt: skip
+  lines = (tmp_path / 'evaluation.jsonl').read_text().splitlines()
+  assert [json.loads(line)['details']['step'] for line in lines] == list(steps)
 
 
 def test_bits_of_two_splits_are_two_results(tmp_path):

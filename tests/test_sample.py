@@ -21,6 +21,7 @@ import tensorflow as tf
 from ddpm import sample
 from ddpm.metrics import sources
 from ddpm.run import checkpoint
+from ddpm.run import lock
 from ddpm.runtime import cores
 from ddpm.runtime import npz
 from ddpm.runtime import shards
@@ -281,6 +282,22 @@ def test_refuses_in_one_line(workdir, tmp_path):
   for args, message in ERRORS:
     done = run_fork('ddpm.sample', *flags, *args)
     assert message in error_line(done), args
+
+
+def test_an_outdir_that_is_others_is_left_as_it_is(workdir, drawn, tmp_path):
+  grid = (workdir / 'grid.png').read_bytes()
+  done = run_fork('ddpm.sample', f'--workdir={workdir}', f'--outdir={workdir}')
+  assert f'--outdir {workdir} holds a run, ' in error_line(done)
+  assert (workdir / 'grid.png').read_bytes() == grid
+  assert not (workdir / 'parts').exists()
+  (tmp_path / 'parts').mkdir()
+  path = str(tmp_path / 'parts' / 'lock_0')
+  with lock.held(str(tmp_path), kind='outdir', path=path):
+    done = run_fork(
+        'ddpm.sample', f'--workdir={workdir}', f'--outdir={tmp_path}'
+    )
+  assert f'--outdir {tmp_path} is in use by process ' in error_line(done)
+  assert not (tmp_path / 'samples.npz').exists()
 
 
 def test_refuses_a_damaged_checkpoint_by_its_path(workdir, tmp_path):

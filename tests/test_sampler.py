@@ -13,6 +13,7 @@ from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 from ddpm.diffusion import solvers
 from ddpm.nn.guidance import guided_network
+from ddpm.runtime.errors import UserError
 from ddpm.sampling import sampler as sampler_lib
 
 LINEAR = schedules.betas_for('linear', 1000, beta_start=1e-4, beta_end=0.02)
@@ -179,7 +180,7 @@ def test_inpainting_keeps_a_gaussians_distribution():
     return sampler_lib.sample(
         gaussian_network(process), process, rows, keys=keys,
         start=sampler_lib.initial_noise(process, keys, SHAPE),
-        constrain=lambda x0: tf.where(mask, sampler_lib.clip(x0), -0.7),
+        constrain=lambda x0: tf.where(mask, pixels.clip(x0), -0.7),
     )[0]  # fmt: skip
 
   x = tf.function(function, autograph=False)().numpy()
@@ -249,3 +250,38 @@ def test_a_long_animation_skips_steps():
       make_sampler(network, sampler='ddim', steps=200), network, np.arange(2)
   )
   np.testing.assert_array_equal(animation[:, -1], images)
+
+
+@pytest.mark.parametrize(
+    'sampler, value, jit_compile',
+    [
+        ('ancestral', np.nan, True),
+        ('ddim', np.inf, False),
+        ('dpmpp_2m', -np.inf, False),
+        ('heun', np.nan, False),
+    ],
+)
+def test_an_image_that_is_not_finite_is_refused(sampler, value, jit_compile):
+  """Clipping would make it black or white."""
+  network = shallow()
+  params = network.params.numpy()
+  params[-1] = value  # The bias of conv_out.
+  draw = make_sampler(network, sampler=sampler, jit_compile=jit_compile)
+  message = '^the image of seed 7 has pixels that are not finite, .* use prec'
+  with pytest.raises(UserError, match=message):
+    list(draw(tf.constant(params), np.array([7, 3])))
+
+
+def test_the_image_that_is_not_finite_is_named(monkeypatch):
+  network = shallow()
+  draw = sampler_lib.Sampler.draw
+
+  def fails(self, params, seeds, *args):
+    images, finite = draw(self, params, seeds, *args)
+    return images, finite & (seeds != 5)
+
+  monkeypatch.setattr(sampler_lib.Sampler, 'draw', fails)
+  batches = make_sampler(network)(network.params, np.arange(6))
+  assert next(batches).shape == (4, 8, 8, 1)
+  with pytest.raises(UserError, match='the image of seed 5 has pixels'):
+    next(batches)

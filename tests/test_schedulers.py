@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import pixels
 from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 from ddpm.diffusion import solvers
@@ -60,7 +61,7 @@ def ours(process, timesteps, *, sampler, clip, **kwargs):
     noise = sampler_lib.initial_noise(process, KEYS, SHAPE)
     return sampler_lib.sample(
         network, process, rows, start=process.prior_sigma * noise, keys=KEYS,
-        constrain=sampler_lib.clip if clip else lambda x0: x0,
+        constrain=pixels.clip if clip else lambda x0: x0,
     )[0]  # fmt: skip
 
   return tf.function(function, autograph=False)().numpy()

@@ -7,6 +7,7 @@ from support import GAUSSIAN_SHAPE as SHAPE
 import tensorflow as tf
 
 from ddpm import rng
+from ddpm.diffusion import pixels
 from ddpm.diffusion import process as process_lib
 from ddpm.diffusion import schedules
 from ddpm.diffusion import solvers
@@ -31,7 +32,7 @@ def draw(
         start=process.prior_sigma
         * sampler_lib.initial_noise(process, keys, SHAPE),
         keys=keys,
-        constrain=sampler_lib.clip if clip else lambda x0: x0,
+        constrain=pixels.clip if clip else lambda x0: x0,
     )
     return x
 
@@ -236,7 +237,7 @@ def test_a_learned_variance_lies_between_the_fixed_ones():
 
     keys = rng.fold_in(rng.key(0), tf.range(5))
     x, _ = sampler_lib.sample(
-        network, process, rows, keys=keys, constrain=sampler_lib.clip,
+        network, process, rows, keys=keys, constrain=pixels.clip,
         start=sampler_lib.initial_noise(process, keys, SHAPE),
     )  # fmt: skip
     return x.numpy()

@@ -306,6 +306,14 @@ def test_patches_classes_and_mixed_precision():
   assert {w.dtype for w in network.model.trainable_variables} == {'float32'}
 
 
+def test_levels_of_one_and_a_half_times_the_channels():
+  network = Network(channel_multipliers=(1, 1.5), head_channels=12)
+  output = network.model(tf.ones([1, 8, 8, 1]), tf.constant([5]))
+  assert output.shape == (1, 8, 8, 1)
+  widths = {v.shape[-1] for v in network.model.trainable_variables}
+  assert {8, 12} < widths
+
+
 def test_starts_as_zero():
   network = Network()
   output = network.model(tf.ones([1, 8, 8, 1]), tf.constant([5]))
@@ -318,8 +326,13 @@ def test_starts_as_zero():
         ({'image_size': 30, 'channel_multipliers': (1, 1, 1)},
          'channel_multipliers is .* image size 30 is not divisible by 4'),
         ({'channels': 6}, '^norm_groups is 4, .* not divide 6 channels'),
+        # conv_in's, which no multiplier says.
+        ({'channel_multipliers': (2, 2), 'norm_groups': 16},
+         '^norm_groups is 16, which does not divide 8 channels: use 8, for'),
         ({'num_heads': 3}, '^num_heads is 3, which does not'),
         ({'head_channels': 3}, '^head_channels is 3, which does'),
+        ({'head_channels': 16, 'attention_resolutions': (8,)},
+         '^head_channels is 16, which does not divide 8 channels: use 8, for'),
         ({'channels': 1, 'norm_groups': 1}, '^channels is 1, expected even'),
     ],
 )  # fmt: skip

@@ -149,5 +149,5 @@ def _folder(path, split, size, channels, resize, labels, on_error):
     )  # fmt: skip
   return source.Images(
       stored.images, stored.labels, len(listing.classes), stored.digest,
-      f'folder:{folder.shown(path)}',
+      f'folder:{folder.shown(path)}', stored.file,
   )  # fmt: skip

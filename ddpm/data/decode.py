@@ -34,7 +34,8 @@ def decode(data, channels):
   resolved, and of an animation the first frame is taken. To get `channels`,
   grey is repeated, color becomes its luma (ITU-R 601-2), and what is
   transparent becomes white, or, with 4 channels, stays so. 16 bits become 8:
-  round(x / 257). Floats must be in [0, 1]: round(255 x).
+  round(x / 257), or of color the upper 8. Floats must be in [0, 1]:
+  round(255 x).
 
   Args:
     data: bytes of a file of a format that Pillow knows.

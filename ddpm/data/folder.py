@@ -1,10 +1,12 @@
 """A folder of image files."""
 
+import collections
 import dataclasses
 import hashlib
 import itertools
 import os
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 
@@ -60,8 +62,8 @@ class Listing:
 def list_images(root, labels='folders'):
   """Lists the image files of a folder, without opening them.
 
-  Hidden files and folders are left out, among them macOS' `._x.png`. Links are
-  followed.
+  Hidden files and folders are left out, among them macOS' `._x.png`, and, with
+  a warning, files that do not end in EXTENSIONS. Links are followed.
 
   Args:
     root: the folder, local or in a bucket.
@@ -78,12 +80,15 @@ def list_images(root, labels='folders'):
   in_bucket = files.is_in_bucket(root)
   if not (tf.io.gfile.isdir if in_bucket else os.path.isdir)(root):
     raise UserError(f'{shown(root)} is not a folder')
-  found = sorted(_walk(root), key=os.fsencode)
+  names = sorted(_walk(root), key=os.fsencode)
+  found = [name for name in names if name.lower().endswith(EXTENSIONS)]
   if not found:
     raise UserError(
         f'{shown(root)} has no images: expected files that end in'
         f' {", ".join(EXTENSIONS)}'
     )
+  if len(found) < len(names):
+    _say_left_out(root, sorted(set(names) - set(found)))
   classes, numbers = _classes(found, labels)
   digest = hashlib.sha256()
   for name in found:
@@ -151,12 +156,24 @@ def size_for(side):
   return max((size for size in SIZES if size <= side), default=SIZES[0])
 
 
+def _say_left_out(root, names):
+  """Warns of files that are not read, by their endings."""
+  endings = collections.Counter(
+      os.path.splitext(name)[1].lower() or 'without an ending'
+      for name in names
+  )
+  parts = [f'{n} {shown(ending)}' for ending, n in endings.most_common(5)]
+  if len(endings) > len(parts):
+    parts.append('others')
+  logging.warning('%s: leaving out %s', shown(root), ', '.join(parts))
+
+
 def _walk(root):
-  """Paths of image files, relative to a folder."""
+  """Paths of files that are not hidden, relative to a folder."""
   if files.is_in_bucket(root):
     for folder, _, names in tf.io.gfile.walk(root):
       below = folder[len(root) :].strip('/')
-      yield from (os.path.join(below, n) for n in names if _is_image(n))
+      yield from (os.path.join(below, n) for n in names if _is_visible(n))
     return
   # Names may be in any encoding, which `tf.io.gfile` does not allow.
   seen = set()
@@ -168,12 +185,12 @@ def _walk(root):
     seen.add(real)
     folders[:] = [f for f in folders if not f.startswith(('.', '__MACOSX'))]
     below = os.path.relpath(folder, root)
-    for name in filter(_is_image, names):
+    for name in filter(_is_visible, names):
       yield os.path.normpath(os.path.join(below, name))
 
 
-def _is_image(name):
-  return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+def _is_visible(name):
+  return not name.startswith('.')
 
 
 def _classes(names, labels):

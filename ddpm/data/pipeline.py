@@ -21,7 +21,9 @@ _BLOCK_BYTES = 32 * 2**20
 _PART = 5
 
 
-def batch_indices(seed, step, positions, *, batch_size, num_images):
+def batch_indices(
+    seed, step, positions, *, batch_size, num_images, shuffle_rounds
+):
   """Returns the images at given positions of a step's batch.
 
   Args:
@@ -30,6 +32,7 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
     positions: int64 tensor [b], positions in the global batch.
     batch_size: images in the global batch.
     num_images: images in the data set.
+    shuffle_rounds: see `config.data.shuffle_rounds`.
 
   Returns:
     int64 [b], indices into the data set.
@@ -46,7 +49,7 @@ def batch_indices(seed, step, positions, *, batch_size, num_images):
       index=example % num_images,
       seed=tf.cast(words, tf.int64),
       max_index=tf.constant(num_images - 1, tf.int64),
-      rounds=4,
+      rounds=shuffle_rounds,
   )
 
 
@@ -65,10 +68,12 @@ def batches(
     *,
     seed,
     batch_size,
+    shuffle_rounds,
     first_block,
     steps_per_block,
     context,
     part_size=None,
+    remote=False,
 ):
   """One worker's share of all batches, in blocks of steps.
 
@@ -80,11 +85,13 @@ def batches(
     source: see `source`.
     seed: integer.
     batch_size: global batch size B, divisible by the number of replicas.
+    shuffle_rounds: see `batch_indices`.
     first_block: block to start at; earlier ones cost nothing.
     steps_per_block: steps per block, K.
     context: `tf.distribute.InputContext`.
     part_size: (height, width) of the random parts to take of the images, see
       `resize.random_part`; None for whole images.
+    remote: whether it runs on other hosts, see `source`.
 
   Returns:
     Endless `tf.data.Dataset` of dicts, with b = B / replicas: image uint8
@@ -107,6 +114,7 @@ def batches(
         tf.tile(positions, [steps_per_block]),
         batch_size=batch_size,
         num_images=len(source),
+        shuffle_rounds=shuffle_rounds,
     )
     element = {
         'index': tf.reshape(indices, [steps_per_block, b]),
@@ -127,7 +135,7 @@ def batches(
   options.autotune.enabled = False
   # Nor to optimize, which would copy the images.
   options.experimental_optimization.apply_default_optimizations = False
-  dataset = source.read(parts)
+  dataset = source.read(parts, remote)
   if part_size:
     dataset = _random_parts(dataset, part_size)
   dataset = dataset.prefetch(local_replicas)

@@ -112,7 +112,13 @@ class Records:
     other._check_labels = check
     return other
 
-  def read(self, dataset):
+  def read(self, dataset, remote=False):
+    if remote:
+      raise UserError(
+          f'{self.name} does not fit in memory, and is read by Python, which'
+          ' the hosts of a TPU slice do not run: use one host, or a smaller'
+          ' data.image_size'
+      )
     steps, size = dataset.element_spec['index'].shape
     count = steps * size
 

@@ -10,8 +10,9 @@ A source has
   labels_of(indices): labels int32 [n], -1 for an image without a class;
   with_classes(num_classes, unlabelled): a source of the same images, with
     `checked_labels`;
-  read(dataset): a `tf.data.Dataset` of dicts with index int64 [K, b] becomes
-    one with image uint8 [K, b, H, W, C] and label int32 [K, b] in its place;
+  read(dataset, remote): a `tf.data.Dataset` of dicts with index int64 [K, b]
+    becomes one with image uint8 [K, b, H, W, C] and label int32 [K, b] in its
+    place. `remote`: it runs on hosts of a TPU slice, which have no Python;
   reading(): a context that turns errors of `read` into a UserError.
 
 `Images` are in memory, or mapped from a file; `records.Records` are read from
@@ -39,6 +40,7 @@ class Images:
     num_classes: 0 if the images have no classes.
     known_digest: None to compute the hash when it is needed.
     name: of the data set, for messages.
+    file: path of the images' pixels, and nothing else; None if there is none.
   """
 
   images: np.ndarray
@@ -46,6 +48,7 @@ class Images:
   num_classes: int
   known_digest: str | None = None
   name: str = 'the data set'
+  file: str | None = None
 
   def __len__(self):
     return len(self.images)
@@ -75,21 +78,41 @@ class Images:
     )  # fmt: skip
     return dataclasses.replace(self, labels=labels)
 
-  def read(self, dataset):
-    images = _as_tensor(self.images)
+  def read(self, dataset, remote=False):
+    by_file = remote and self.file
+    images = None if by_file else _as_tensor(self.images)
     labels = tf.constant(self.labels)
 
     def gather(element):
       index = element.pop('index')
       return element | {
-          'image': tf.gather(images, index),
+          'image': tf.gather(self._map_file() if by_file else images, index),
           'label': tf.gather(labels, index),
       }
 
     return dataset.map(gather)
 
+  def _map_file(self):
+    """The images, on any host that finds their file.
+
+    As a constant of the graph they would pass through the network, which a set
+    of over 2 GiB cannot.
+    """
+    return tf.raw_ops.ImmutableConst(
+        dtype=tf.uint8,
+        shape=self.images.shape,
+        memory_region_name=self.file,
+    )
+
+  @contextlib.contextmanager
   def reading(self):
-    return contextlib.nullcontext()
+    try:
+      yield
+    except tf.errors.NotFoundError as e:
+      raise UserError(
+          f'{self.file} is not on every host of the TPU slice: set'
+          ' XDG_CACHE_HOME to a folder that they share'
+      ) from e
 
 
 def checked_labels(labels, numbers, *, name, num_classes, unlabelled):

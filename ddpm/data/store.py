@@ -33,13 +33,15 @@ class Stored(typing.NamedTuple):
   """A data set on disk.
 
   Attributes:
-    images: uint8 [N, H, W, C], mapped from its file.
+    images: uint8 [N, H, W, C], mapped from their file.
+    file: its path. It has the pixels, and nothing else.
     labels: int32 [N].
     digest: hash of images and labels.
     broken: number of images that could not be decoded, and were left out.
   """
 
   images: np.ndarray
+  file: str
   labels: np.ndarray
   digest: str
   broken: int
@@ -148,7 +150,8 @@ def _read(folder, shape):
   labels = np.load(os.path.join(folder, 'labels.npy'))
   with open(os.path.join(folder, 'facts.json')) as f:
     facts = json.load(f)
-  with open(os.path.join(folder, 'images'), 'rb') as f:
+  file = os.path.join(folder, 'images')
+  with open(file, 'rb') as f:
     # Nothing writes to it. But DLPack refuses what is read-only, and without
     # NORESERVE the kernel refuses what is larger than the memory.
     mapped = mmap.mmap(
@@ -156,4 +159,4 @@ def _read(folder, shape):
         prot=mmap.PROT_READ | mmap.PROT_WRITE,
     )  # fmt: skip
   images = np.frombuffer(mapped, np.uint8).reshape(len(labels), *shape)
-  return Stored(images, labels, facts['digest'], facts['broken'])
+  return Stored(images, file, labels, facts['digest'], facts['broken'])

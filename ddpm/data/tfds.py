@@ -224,8 +224,9 @@ class Split:
     # The same as of `records`, where both can be had.
     digest = self.digest if self.has_random_access else stored.digest
     return source.Images(
-        stored.images, stored.labels, len(self.class_names), digest, self.name
-    )
+        stored.images, stored.labels, len(self.class_names), digest, self.name,
+        stored.file,
+    )  # fmt: skip
 
   def _blocks(self):
     """All images, as `store.keep` takes them."""

@@ -5,7 +5,8 @@ A `DDPMPipeline` is a folder with
   model_index.json
   scheduler/scheduler_config.json: arguments of `DDPMScheduler`
   unet/config.json: arguments of `UNet2DModel`
-  unet/diffusion_pytorch_model.safetensors: its weights
+  unet/diffusion_pytorch_model.safetensors: its weights, or those of a variant
+    such as fp16, or an index of several files
 
 Old pipelines have all files in one folder. A `UNet2DModel` alone has the
 contents of unet/. If only one side supports a field, the error names it.
@@ -23,11 +24,17 @@ import safetensors.numpy
 from ddpm.run import build
 from ddpm.run import config as config_lib
 from ddpm.runtime import files
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 
 _VERSION = '0.42.1'
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
+# The same, its variants, and the indices of both.
+_WEIGHT_FILE = re.compile(
+    r'diffusion_pytorch_model(\.(?P<file>\w+))?\.safetensors'
+    r'|diffusion_pytorch_model\.safetensors\.index(\.(?P<index>\w+))?\.json'
+)
 
 # Values of missing fields: the defaults of diffusers 0.42.
 _UNET_DEFAULTS = {
@@ -195,7 +202,7 @@ def load(directory, config):
         null_class=config.train.label_dropout > 0,
     )
     config.update_from_flattened_dict(settings)
-  except (TypeError, ValueError) as e:
+  except (TypeError, ValueError, AttributeError) as e:
     raise UserError(f'{directory} cannot be converted: {e}') from e
   config.sample.steps = min(
       config.sample.steps, config.diffusion.num_timesteps
@@ -229,7 +236,8 @@ def save(directory, config, model, params):
       ('scheduler/scheduler_config.json', scheduler),
       ('unet/config.json', unet),
   ):
-    text = json.dumps(fields | {'_diffusers_version': _VERSION}, indent=2)
+    fields = fields | {'_diffusers_version': _VERSION}
+    text = strict_json.dumps(fields, indent=2)
     files.write_file(os.path.join(directory, name), f'{text}\n'.encode())
   variables = model.trainable_variables
   ends = np.cumsum([v.shape.num_elements() for v in variables])
@@ -303,11 +311,11 @@ def _model_settings(path, *, learned_variance, null_class):
   if len(rest) != 1 or not all(isinstance(n, int) for n in (height, *rest)):
     raise _refusal(path, 'sample_size', size, 'height, or [height, width]')
   widths = fields['block_out_channels']
-  channels = widths[0]
-  if any(width % channels for width in widths):
+  if not widths or not all(isinstance(w, int) and w > 0 for w in widths):
     raise _refusal(
-        path, 'block_out_channels', widths, f'multiples of {channels}'
+        path, 'block_out_channels', widths, 'the channels of each level'
     )
+  channels = widths[0]
   outputs = fields['in_channels'] * (1 + learned_variance)
   if fields['out_channels'] != outputs:
     raise _refusal(
@@ -330,7 +338,9 @@ def _model_settings(path, *, learned_variance, null_class):
       'data.image_size': size,
       'model.image_channels': fields['in_channels'],
       'model.channels': channels,
-      'model.channel_multipliers': tuple(w // channels for w in widths),
+      'model.channel_multipliers': tuple(
+          w / channels if w % channels else w // channels for w in widths
+      ),
       'model.num_res_blocks': fields['layers_per_block'],
       'model.attention_resolutions': tuple(
           height // 2**level for level, yes in enumerate(attends) if yes
@@ -408,7 +418,7 @@ def _unet_fields(config):
           f' {only!r}'
       )
   height, width = build.image_size(config)
-  widths = [model.channels * m for m in model.channel_multipliers]
+  widths = [round(model.channels * m) for m in model.channel_multipliers]
   attends = [
       height // 2**level in model.attention_resolutions
       for level in range(len(widths))
@@ -518,25 +528,28 @@ def _load_weights(directory, model):
         f'the weights in {directory} do not match its config.json:'
         f' {"; ".join(sorted(wrong)[:3])}{more}'
     )
-  return np.concatenate([
+  params = [
       _from_torch(v.path, tensors[names[v.path]]).astype(np.float32).ravel()
       for v in model.trainable_variables
-  ])
+  ]
+  bad = [
+      names[v.path]
+      for v, values in zip(model.trainable_variables, params)
+      if not np.isfinite(values).all()
+  ]
+  if bad:
+    more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+    raise UserError(
+        f'{directory} has weights that are not finite:'
+        f' {", ".join(bad[:3])}{more}: save or download them again'
+    )
+  return np.concatenate(params)
 
 
 def _read_tensors(directory):
   """All tensors of a folder, from one file or from shards with an index."""
-  names = [_WEIGHTS]
-  index = os.path.join(directory, f'{_WEIGHTS}.index.json')
-  if os.path.exists(index):
-    names = sorted(set(_read_json(index).get('weight_map', {}).values()))
-  elif not os.path.exists(os.path.join(directory, _WEIGHTS)):
-    raise UserError(
-        f'{directory} has no {_WEIGHTS}: save it from diffusers with'
-        ' save_pretrained(..., safe_serialization=True)'
-    )
   tensors = {}
-  for name in names:
+  for name in _weight_files(directory):
     path = os.path.join(directory, name)
     try:
       with safetensors.safe_open(path, framework='np') as file:
@@ -547,6 +560,37 @@ def _read_tensors(directory):
     except (OSError, TypeError, safetensors.SafetensorError) as e:
       raise UserError(f'{path} cannot be read: {reason(e)}') from e
   return tensors
+
+
+def _weight_files(directory):
+  """Names of the safetensors files that hold a folder's weights.
+
+  Diffusers' variants, such as fp16, are in diffusion_pytorch_model.fp16.
+  safetensors, or diffusion_pytorch_model.safetensors.index.fp16.json lists
+  their files.
+  """
+  found = {}  # Variant, '' for none, to its one file or the index of several.
+  for name in sorted(os.listdir(directory)):
+    if match := _WEIGHT_FILE.fullmatch(name):
+      found[match['file'] or match['index'] or ''] = name
+  if not found:
+    raise UserError(
+        f'{directory} has no {_WEIGHTS}: save it from diffusers with'
+        ' save_pretrained(..., safe_serialization=True)'
+    )
+  if '' not in found and len(found) > 1:
+    raise UserError(
+        f'{directory} has the variants {", ".join(found)} of its weights,'
+        ' expected one: remove the others'
+    )
+  name = found.get('', next(iter(found.values())))
+  if not name.endswith('.json'):
+    return [name]
+  path = os.path.join(directory, name)
+  files_of = _read_json(path).get('weight_map')
+  if not isinstance(files_of, dict):
+    raise _refusal(path, 'weight_map', files_of, 'a file for each weight')
+  return sorted(set(files_of.values()))
 
 
 def _modern(name):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ddpm.metrics import distances
 from ddpm.metrics import names
+from ddpm.metrics import sources
 from ddpm.runtime import cache
 from ddpm.runtime import device_map
 from ddpm.runtime import npz
@@ -34,6 +35,9 @@ _KEPT_ROWS = 100_000
 # In shards.
 _SAVE_MOMENTS_EVERY = 32
 
+# Rows in memory at once, when they are read in another order.
+_GATHERED_ROWS = 8192
+
 # Largest height and width for pixel-wise comparison.
 _PIXELS = 32
 
@@ -46,10 +50,13 @@ class Features:
     extractor: `base.Extractor`.
     run: its `batched` function.
     name: of the source, for the log.
+    is_shuffled: whether its order is a random one already; if not, `shuffled`
+      has another.
   """
 
-  def __init__(self, source, extractor, run, name):
+  def __init__(self, source, extractor, run, name, *, is_shuffled):
     self.source = source
+    self._is_shuffled = is_shuffled
     self._extractor = extractor
     self._run = run
     self._name = name
@@ -59,6 +66,8 @@ class Features:
         extractor.sha256,
         extractor.resize,
     ]
+    if not is_shuffled:
+      identity.append('with keys')
     key = hashlib.sha256('\n'.join(identity).encode()).hexdigest()[:16]
     self._directory = os.path.join(cache.folder(), 'features', key)
     self._parts = shards.Shards(
@@ -71,6 +80,18 @@ class Features:
   def column(self, name, start, stop):
     """Re-iterable blocks of 'features' or 'probabilities'."""
     return self._parts.column(name, start, stop)
+
+  def shuffled(self, name, start, stop):
+    """`column` in a random order that depends on the set of images alone.
+
+    Samples may come sorted by class, so that blocks in their own order would
+    not be alike, and a score would depend on the order.
+    """
+    column = self.column(name, start, stop)
+    if self._is_shuffled:
+      return column
+    keys = np.concatenate(list(self.column('keys', start, stop)))
+    return _Gathered(column, np.argsort(keys, kind='stable'))
 
   def moments(self, start, stop):
     """`distances.Moments` of the features of rows start to stop."""
@@ -109,13 +130,45 @@ class Features:
     arrays = {
         name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]
     }
-    bad = ~np.isfinite(arrays['features']).all(axis=1)
-    if bad.any():
-      raise UserError(
-          f'{self._name}: image {start + int(bad.argmax())} has features that'
-          ' are not finite: check the extractor and its weights'
-      )
+    for name, rows in arrays.items():
+      bad = ~np.isfinite(rows).all(axis=1)
+      if bad.any():
+        raise UserError(
+            f'{self._name}: image {start + int(bad.argmax())} has {name} that'
+            ' are not finite: check the extractor and its weights'
+        )
+    if not self._is_shuffled:
+      arrays['keys'] = sources.keys(images)
     return arrays
+
+
+class _Gathered:
+  """Re-iterable blocks of a column's rows, in another order.
+
+  Each block is one pass over the column: memory does not grow with its length.
+
+  Args:
+    column: re-iterable blocks.
+    order: int64 [N], the column's rows in the order in which they are to come.
+  """
+
+  def __init__(self, column, order):
+    self._column = column
+    self._order = order
+
+  def __iter__(self):
+    for first in range(0, len(self._order), _GATHERED_ROWS):
+      yield self._gather(self._order[first : first + _GATHERED_ROWS])
+
+  def _gather(self, rows):
+    found, at = None, 0
+    for block in self._column:
+      if found is None:
+        found = np.empty([len(rows), *block.shape[1:]], block.dtype)
+      here = (at <= rows) & (rows < at + len(block))
+      found[here] = block[rows[here] - at]
+      at += len(block)
+    return found
 
 
 def batched(extractor, strategy):
@@ -143,13 +196,16 @@ def batched(extractor, strategy):
 class Evaluator:
   """Scores sets of images against one reference.
 
+  A score is a function of the set: the order of the images does not matter, but
+  for the rounding of sums.
+
   Args:
     metrics: set of names in `names.MINIMUM`; not 'bpd': see `likelihood`.
     extractor: `base.Extractor`; None if no metric is in OF_FEATURES.
     reference: source of the real images, in random order.
     training: source of the training images, in random order; None without
       'nearest'.
-    num_samples: N; the first N images of a set are scored.
+    num_samples: N, the number of images in each set.
     strategy: `tf.distribute.Strategy`.
 
   Raises:
@@ -181,8 +237,9 @@ class Evaluator:
     if extractor:
       self._run = batched(extractor, strategy)
       self._reference = Features(
-          reference, extractor, self._run, 'the real images'
-      )
+          reference, extractor, self._run, 'the real images',
+          is_shuffled=True,
+      )  # fmt: skip
     self._moments = None
     self._floor = None
 
@@ -190,7 +247,7 @@ class Evaluator:
     """Scores N images.
 
     Args:
-      samples: source.
+      samples: source of N images.
       name: of the source, for the log.
 
     Returns:
@@ -209,7 +266,9 @@ class Evaluator:
           'extractor_sha256': extractor.sha256,
           'resize': extractor.resize,
       }
-      features = Features(samples, extractor, self._run, name)
+      features = Features(
+          samples, extractor, self._run, name, is_shuffled=False
+      )
       real_rows = min(self._num_samples, len(self._reference.source))
       values = _scores(
           self._metrics,
@@ -269,6 +328,10 @@ def _scores(metrics, real_moments, real, fake, labelled):
     features, start, stop = rows
     return features.column(name, start, stop)
 
+  def shuffled(name, rows):
+    features, start, stop = rows
+    return features.shuffled(name, start, stop)
+
   features, start, stop = fake
   values = {}
   if 'fid' in metrics:
@@ -279,14 +342,17 @@ def _scores(metrics, real_moments, real, fake, labelled):
     # At least ten blocks, for a meaningful standard error.
     rows = min(real[2] - real[1], stop - start)
     values['kid'], values['kid_stderr'] = distances.kid(
-        column('features', real),
-        column('features', fake),
+        shuffled('features', real),
+        shuffled('features', fake),
         block_size=max(2, min(_KID_ROWS, rows // 10)),
     )
   if 'is' in metrics:
-    values['is'], values['is_std'] = distances.inception_score(
-        column('probabilities', fake), stop - start
-    )
+    try:
+      values['is'], values['is_std'] = distances.inception_score(
+          shuffled('probabilities', fake), stop - start
+      )
+    except ValueError as e:
+      raise UserError(f"the extractor's {e}: leave out the metric is") from e
   if 'prdc' in metrics:
     values |= distances.prdc(column('features', real), column('features', fake))
   if labelled:

@@ -13,6 +13,7 @@ from ddpm.run import build
 from ddpm.runtime import device_map
 from ddpm.runtime import precision
 from ddpm.runtime import shards
+from ddpm.runtime.errors import UserError
 
 
 class BitsPerDim:
@@ -53,6 +54,9 @@ class BitsPerDim:
 
     Returns:
       Dict of the mean and its standard error, by their names in a result.
+
+    Raises:
+      UserError: they are not finite.
     """
     source = self._source
 
@@ -64,7 +68,14 @@ class BitsPerDim:
       images = source.read(start, stop)
       with precision.exact_products():
         values = list(self._run(params, images, numbers, labels))
-      return {'bpd': np.concatenate(values)}
+      bpd = np.concatenate(values)
+      if not np.isfinite(bpd).all():
+        i = start + int(np.isfinite(bpd).argmin())
+        raise UserError(
+            f'the bits per dimension of image {i} are not finite, so the'
+            ' network overflows: use another checkpoint'
+        )
+      return {'bpd': bpd}
 
     kept = shards.Shards(
         os.path.join(directory, f'bpd_{source.identity[:8]}'),
@@ -106,7 +117,7 @@ def bits_per_dim(network, diffusion, images, keys, *, jit_compile):
     xt = diffusion.q_sample(x0, ts, rng.normal(rng.fold_in(keys, t), shape))
     estimate, share = diffusion.denoise(network, xt, diffusion.level(ts))
     # Ho's code also clips for evaluation.
-    estimate = tf.clip_by_value(estimate, -1.0, 1.0)
+    estimate = pixels.clip(estimate)
     return variational_bound.bound_term(
         diffusion, x0, xt, ts, estimate, share
     )

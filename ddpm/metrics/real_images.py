@@ -63,5 +63,11 @@ class RealImages:
 def _order(n):
   """A permutation of 0 to n - 1, int64 [n], the same on every machine."""
   return pipeline.batch_indices(
-      0, 0, tf.range(n, dtype=tf.int64), batch_size=n, num_images=n
+      0,
+      0,
+      tf.range(n, dtype=tf.int64),
+      batch_size=n,
+      num_images=n,
+      # As it was when features were first kept in the cache.
+      shuffle_rounds=4,
   ).numpy()

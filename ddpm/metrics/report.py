@@ -2,13 +2,16 @@
 
 import io
 import json
+import math
 import os
 
 from matplotlib.figure import Figure
 import tensorflow as tf
 
 from ddpm.run import board
+from ddpm.run import lock
 from ddpm.runtime import files
+from ddpm.runtime import strict_json
 
 # A result replaces an earlier one that agrees in all of these.
 _IDENTITY = (
@@ -48,12 +51,23 @@ def table(result):
 
 
 def record(workdir, result):
-  """Adds a result to WORKDIR/evaluation.jsonl, TensorBoard and plots."""
+  """Adds a result to WORKDIR/evaluation.jsonl, TensorBoard and plots.
+
+  Values that are not finite are null in the file.
+  """
+  folder = os.path.join(workdir, 'evaluation')
+  tf.io.gfile.makedirs(folder)
+  # Another evaluation of the run may have one to add, too.
+  with lock.turn(folder):
+    _record(workdir, result)
+
+
+def _record(workdir, result):
   path = os.path.join(workdir, 'evaluation.jsonl')
   rows = [r for r in _read(path) if _identity(r) != _identity(result)]
   rows.append(result)
   rows.sort(key=lambda row: row['details']['step'])
-  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  lines = ''.join(strict_json.dumps(row) + '\n' for row in rows)
   files.write_file(path, lines.encode())
 
   # A separate folder: TensorBoard follows one writer per folder.
@@ -109,6 +123,8 @@ def _curves(rows, axis):
         if details.get(setting, plain) != plain:
           sampler += f' {setting} {details[setting]}'
       label = label_of.format(**details | {'split': split, 'sampler': sampler})
+      # A value that is not finite is null in the file: a gap in the curve.
+      value = math.nan if value is None else value
       point = (details[axis], value, details['floor'].get(name))
       curves.setdefault(name, {}).setdefault(label, []).append(point)
   return curves

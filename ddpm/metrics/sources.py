@@ -9,6 +9,7 @@ import hashlib
 import os
 import zipfile
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +20,25 @@ from ddpm.runtime import shards
 from ddpm.runtime import words
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
+
+# What ddpm.sample writes beside its images.
+_NO_SAMPLES = {'grid.png', 'animation.png'}
+
+# Arrays of ddpm.sample that are not needed here.
+_UNUSED = {'seeds', 'fractions'}
+
+
+def keys(images):
+  """A number for each image, by which a set has an order of its own.
+
+  Args:
+    images: uint8 [N, H, W, C].
+
+  Returns:
+    uint64 [N], hashes of the pixels: all but random, the same for copies.
+  """
+  digests = [hashlib.blake2b(x.data, digest_size=8).digest() for x in images]
+  return np.frombuffer(b''.join(digests), np.uint64)
 
 
 class Ordered:
@@ -54,8 +74,42 @@ class _Labels:
     return self._source.labels_of(self._order[part])
 
 
+class Chosen:
+  """Some images of a source, chosen at random, whatever their order.
+
+  Reads all images once: those with the smallest `keys` are chosen.
+
+  Args:
+    source: of the images.
+    count: number of images to choose.
+  """
+
+  def __init__(self, source, count):
+    logging.info('choosing %d of %d images', count, len(source))
+    found = [
+        keys(source.read(first, min(first + shards.ROWS, len(source))))
+        for first in range(0, len(source), shards.ROWS)
+    ]
+    order = np.argsort(np.concatenate(found), kind='stable')
+    # In the source's order, in which it is read.
+    self._rows = np.sort(order[:count])
+    self._source = source
+    self.shape = source.shape
+    self.identity = f'{count} of {source.identity}'
+    self.labels = None if source.labels is None else source.labels[self._rows]
+
+  def __len__(self):
+    return len(self._rows)
+
+  def read(self, start, stop):
+    rows = self._rows[start:stop]
+    return np.concatenate([self._source.read(i, i + 1) for i in rows])
+
+
 class Folder:
   """Image files in a folder and its sub-folders, in the order of their names.
+
+  Grids and animations of ddpm.sample are left out.
 
   Args:
     path: of the folder.
@@ -68,7 +122,19 @@ class Folder:
 
   def __init__(self, path):
     listing = folder.list_images(path, 'none')
-    self._paths = [listing.path(i) for i in range(len(listing.names))]
+    paths = [listing.path(i) for i in range(len(listing.names))]
+    self._paths = [
+        path for path in paths if os.path.basename(path) not in _NO_SAMPLES
+    ]
+    left_out = {os.path.basename(path) for path in paths} & _NO_SAMPLES
+    names = ', '.join(sorted(left_out))
+    if left_out:
+      logging.warning(
+          '%s: leaving out %s, which ddpm.sample writes beside its images',
+          path, names,
+      )  # fmt: skip
+    if not self._paths:
+      raise UserError(f'{path} has no images but {names}')
     self.identity = listing.identity
     self.shape = _decode(self._paths[0]).shape
 
@@ -89,7 +155,9 @@ class Folder:
 
 
 class Npz:
-  """The array `images` (or `arr_0`) of an .npz file, and `labels` if any.
+  """The array `images` of an .npz file, and `labels` if any.
+
+  Guided-diffusion calls them `arr_0` and `arr_1`.
 
   Args:
     path: of the file, on this machine.
@@ -113,9 +181,12 @@ class Npz:
             f' {", ".join(names)}'
         )
       self._images = npz.ArrayReader(archive, name)
-      if 'labels' in names:
+      others = set(names) - {name} - _UNUSED
+      of_labels = 'labels' if 'labels' in others else 'arr_1'
+      if of_labels in others:
+        others.remove(of_labels)
         with np.load(path) as arrays:
-          self.labels = arrays['labels'].astype(np.int32)
+          self.labels = arrays[of_labels]
     except npz.DAMAGE as e:
       raise UserError(f'{path} is not an .npz file: {reason(e)}') from e
     shape, dtype = self._images.shape, self._images.dtype
@@ -124,8 +195,20 @@ class Npz:
           f'{path}: images is of shape {shape}, expected [N, H, W, C] with C 1'
           ' or 3'
       )
+    if not shape[0]:
+      raise UserError(f'{path} has no images')
     if dtype != np.uint8:
       raise UserError(_wrong_dtype(path, name, dtype))
+    if self.labels is not None:
+      found = self.labels
+      if found.shape != shape[:1] or not np.issubdtype(found.dtype, np.integer):
+        raise UserError(
+            f'{path}: {of_labels} is {found.dtype} of shape {found.shape},'
+            f' expected integers, one for each of {shape[0]} images'
+        )
+      self.labels = found.astype(np.int32)
+    if others:
+      logging.warning('%s: leaving out %s', path, ', '.join(sorted(others)))
     self.shape = shape[1:]
     with open(path, 'rb') as f:
       self.identity = hashlib.file_digest(f, 'sha256').hexdigest()
@@ -197,8 +280,11 @@ class GeneratedSamples:
 
 
 def samples(path):
-  """The images of an .npz file or a folder."""
-  return Folder(path) if tf.io.gfile.isdir(path) else Npz(path)
+  """The images of an .npz file, a folder, or an output of ddpm.sample."""
+  if not tf.io.gfile.isdir(path):
+    return Npz(path)
+  drawn = os.path.join(path, 'samples.npz')
+  return Npz(drawn) if os.path.exists(drawn) else Folder(path)
 
 
 def _decode(path):

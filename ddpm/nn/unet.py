@@ -10,6 +10,7 @@ residual branch at scale 1e-10, so that every block starts as the identity.
 """
 
 import math
+import numbers
 import typing
 
 import keras
@@ -34,8 +35,8 @@ class UNet(keras.Model):
       for both.
     image_channels: channels of the images, in and out.
     channels: base number of channels.
-    channel_multipliers: channels of each level, in units of `channels`. Each
-      level but the last ends with a halving of the resolution.
+    channel_multipliers: channels of each level, in units of `channels`; see
+      `widths`. Each level but the last ends with a halving of the resolution.
     num_res_blocks: residual blocks of a level going down; one more going up.
     attention_resolutions: heights of feature maps after whose blocks
       self-attention follows. The middle always has it.
@@ -108,6 +109,7 @@ class UNet(keras.Model):
         image_size=image_size,
         channels=channels,
         channel_multipliers=channel_multipliers,
+        attention_resolutions=attention_resolutions,
         num_heads=num_heads,
         head_channels=head_channels,
         norm_groups=norm_groups,
@@ -145,7 +147,7 @@ class UNet(keras.Model):
     self.stages = list(
         _plan(
             settings,
-            channels=[channels * m for m in channel_multipliers],
+            channels=widths(channels, channel_multipliers),
             num_res_blocks=num_res_blocks,
             size=height // patch_size,
             attention_sizes=attention_resolutions,
@@ -385,11 +387,38 @@ def _recomputed(stage, h, temb, dropout_keys):
   return run(h, temb, *(v.value for v in variables))
 
 
+def widths(channels, channel_multipliers):
+  """Channels of each level: `channels` times its multiplier, such as 1 or 1.5.
+
+  Raises:
+    ValueError: they are not whole numbers, or none.
+  """
+  found = []
+  for multiplier in channel_multipliers:
+    number = isinstance(multiplier, numbers.Real)
+    width = channels * multiplier if number else math.nan
+    # A quotient of channels, such as 300 / 224, is rounded.
+    if not 0.5 < width < math.inf or abs(width - round(width)) > 1e-6:
+      raise ValueError(
+          f'channel_multipliers has {multiplier!r}, expected numbers such as 1,'
+          f' 1.5 and 2, which make whole numbers of {channels} channels'
+      )
+    found.append(round(width))
+  return found
+
+
+def heights(image_size, levels, patch_size=1):
+  """Heights of the feature maps of each level."""
+  height = np.broadcast_to(image_size, 2).tolist()[0] // patch_size
+  return [height // 2**level for level in range(levels)]
+
+
 def check_shapes(
     *,
     image_size,
     channels,
     channel_multipliers,
+    attention_resolutions,
     num_heads,
     head_channels,
     norm_groups,
@@ -400,7 +429,8 @@ def check_shapes(
     raise ValueError('channel_multipliers is empty, expected (1, 2), say')
   if channels % 2 or channels < 4:
     raise ValueError(f'channels is {channels}, expected even and at least 4')
-  halvings = len(channel_multipliers) - 1
+  wide = widths(channels, channel_multipliers)
+  halvings = len(wide) - 1
   factor = patch_size * 2**halvings
   sides = np.broadcast_to(image_size, 2).tolist()
   if any(side % factor for side in sides):
@@ -415,14 +445,24 @@ def check_shapes(
         f' {patch_size}, {halvings} halvings): use fewer, or'
         f' data.image_size={better}'
     )
-  heads = ('head_channels', head_channels) if head_channels else (
-      'num_heads', num_heads
-  )  # fmt: skip
-  for multiplier in channel_multipliers:
-    for name, number in (('norm_groups', norm_groups), heads):
-      if channels * multiplier % number:
-        raise ValueError(
-            f'{name} is {number}, which does not divide'
-            f' {channels * multiplier} channels ({channels} x multiplier'
-            f' {multiplier})'
-        )
+  _check_divides('norm_groups', norm_groups, [channels, *wide])
+  attending = [
+      width
+      for width, height in zip(wide, heights(image_size, len(wide), patch_size))
+      if height in attention_resolutions
+  ]
+  attending.append(wide[-1])  # The middle's.
+  if head_channels:
+    _check_divides('head_channels', head_channels, attending)
+  else:
+    _check_divides('num_heads', num_heads, attending)
+
+
+def _check_divides(name, number, channels):
+  """Raises ValueError unless a number divides all these numbers of channels."""
+  for width in channels:
+    if width % number:
+      raise ValueError(
+          f'{name} is {number}, which does not divide {width} channels: use'
+          f' {math.gcd(number, *channels)}, for example'
+      )

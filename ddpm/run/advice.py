@@ -1,7 +1,6 @@
 """What a valid config probably does not mean to do."""
 
-import numpy as np
-
+from ddpm.nn import unet
 from ddpm.run import build
 
 # A schedule that ends at more than this signal-to-noise ratio, a signal of 3 %,
@@ -79,9 +78,9 @@ def _on_schedule(config):
 
 def _on_attention(config):
   model = config.model
-  height = build.image_size(config)[0] // model.patch_size
-  levels = np.arange(len(model.channel_multipliers))
-  heights = (height // 2**levels).tolist()
+  heights = unet.heights(
+      build.image_size(config), len(model.channel_multipliers), model.patch_size
+  )
   for missing in sorted(set(model.attention_resolutions) - set(heights)):
     yield (
         f'there is no attention at height {missing}'

@@ -5,10 +5,10 @@ A checkpoint is `WORKDIR/checkpoints/ckpt-STEP`, written by
 any strategy reads what another wrote. It stores the layout of the network's
 weights, so that a checkpoint of another model is detected and reported.
 
-Crashes and disks can damage a checkpoint. So each is read back and checked
-against its checksums before an older one is removed, and verified before it is
-restored. Damaged ones are skipped with a warning, and the newest that verifies
-is used.
+Crashes and disks can damage a checkpoint. So each is read back before an older
+one is removed, and verified before it is restored: against its checksums, and
+for weights that are not finite. Damaged ones are skipped with a warning, and
+the newest that verifies is used.
 """
 
 from concurrent import futures
@@ -27,6 +27,9 @@ from ddpm.runtime.errors import writing
 
 # Instead of a step.
 _NONE, _NONE_SOUND = -1, -2
+
+# Entries that have to be finite. Sums of losses may not be, in float16.
+_FINITE = ('params/', 'ema/', 'adam_m/', 'adam_v/')
 
 
 class Checkpointer:
@@ -85,7 +88,9 @@ class Checkpointer:
       entries = _entries(self._state.variables())
       _restore_counters(reader, entries)
       checkpoint = tf.train.Checkpoint(layout=self._layout_json, **entries)
-      status = checkpoint.read(path).assert_existing_objects_matched()
+      status = checkpoint.read(
+          files.without_wildcards(path)
+      ).assert_existing_objects_matched()
       # The manager's save counter has no counterpart here.
       status.expect_partial()
     if self._writes:
@@ -97,14 +102,16 @@ class Checkpointer:
     directories = _directories(self._workdir)
     verifies = self._writes or gather is None
     gather = gather or (lambda numbers: [numbers])
-    step, path = _newest(self._workdir) if verifies else (0, None)
+    step, path, damage = 0, None, None
+    if verifies:
+      step, path, damage = _newest(self._workdir)
     if path is not None:
       choice = [step, directories.index(os.path.dirname(path))]
     else:
       choice = [_NONE_SOUND if _was_completed(self._workdir) else _NONE, 0]
     (step, kept), *_ = gather(choice)
     if step == _NONE_SOUND:
-      raise UserError(_none_sound(self._workdir))
+      raise UserError(_none_sound(self._workdir, damage))
     if step == _NONE:
       return 0, None
     path = os.path.join(directories[kept], f'ckpt-{step}')
@@ -129,12 +136,8 @@ class Checkpointer:
       _sweep_leftovers(directory)
       _sweep_leftovers(kept)
       _write_state_file(directory, newest=step)
-      self._last = tf.train.CheckpointManager(
-          checkpoint, directory, max_to_keep=self._keep_last
-      )
-      self._kept = tf.train.CheckpointManager(
-          checkpoint, kept, max_to_keep=None
-      )
+      self._last = _manager(checkpoint, directory, self._keep_last)
+      self._kept = _manager(checkpoint, kept, None)
 
   def save(self, step, *, leaving=False):
     """Saves the state as the checkpoint of a step, if this process writes.
@@ -148,7 +151,8 @@ class Checkpointer:
         is not read back, which takes as long as writing it.
 
     Raises:
-      UserError: the previous checkpoint could not be written.
+      UserError: the previous checkpoint could not be written, or its weights
+        or moments were not finite.
     """
     if not self._writes:
       return
@@ -171,6 +175,7 @@ class Checkpointer:
       self._pending.result()
 
   def _write(self, step, leaving):
+    _check_finite(self._copy, step)
     callbacks = [_flush, _read_back]
     # The one before has been read back, and remains.
     hurry = leaving and files.is_in_bucket(self._workdir)
@@ -210,8 +215,9 @@ def find(workdir, which):
   if not found:
     raise UserError(none_in(workdir))
   if which == 'latest':
-    if not (path := _newest(workdir)[1]):
-      raise UserError(_none_sound(workdir))
+    _, path, damage = _newest(workdir)
+    if not path:
+      raise UserError(_none_sound(workdir, damage))
     return path
   paths = [path for step, path in found if str(step) == which]
   if not paths:
@@ -224,8 +230,7 @@ def find(workdir, which):
     if not (damage := _damage(path)):
       return path
     damaged[path] = damage
-  path, damage = next(iter(damaged.items()))
-  raise UserError(f'{path} is damaged: {damage}')
+  raise _unusable(*next(iter(damaged.items())))
 
 
 def _find_path(which):
@@ -239,7 +244,7 @@ def _find_path(which):
   if not tf.io.gfile.exists(path + '.index'):
     raise BadArgument(f'checkpoint is {which}, but there is no {path}.index')
   if damage := _damage(path):
-    raise UserError(f'{path} is damaged: {damage}')
+    raise _unusable(path, damage)
   return path
 
 
@@ -258,7 +263,7 @@ def find_all(workdir):
   found = _list(workdir)
   if not found:
     raise UserError(none_in(workdir))
-  last = None
+  last = damage = None
   for step, path in reversed(found):
     if step == last:
       continue
@@ -268,7 +273,11 @@ def find_all(workdir):
       last = step
       yield path
   if last is None:
-    raise UserError(_none_sound(workdir))
+    # The run may have replaced them all meanwhile.
+    _, path, damage = _newest(workdir)
+    if not path:
+      raise UserError(_none_sound(workdir, damage))
+    yield path
 
 
 def none_in(workdir):
@@ -296,8 +305,8 @@ def read_weights(path, layout, weights):
     Step (integer), float32 NumPy array [P].
 
   Raises:
-    UserError: the checkpoint is of another model, lacks that EMA, or cannot be
-      read (a run in progress removes old ones).
+    UserError: the checkpoint is of another model, lacks that EMA, cannot be
+      read, or is gone (a run in progress removes old ones).
   """
   try:
     reader = _reader(path)
@@ -308,7 +317,7 @@ def read_weights(path, layout, weights):
     step = int(reader.get_tensor(_entry('step')))
     return step, reader.get_tensor(_entry(name))
   except tf.errors.OpError as e:
-    raise UserError(f'{path} cannot be read any more: {reason(e)}') from e
+    raise _unusable(path, reason(e)) from e
 
 
 def step_of(path):
@@ -378,19 +387,57 @@ def _list_in(directory):
   return {(int(m[2]), os.path.join(directory, m[1])) for m in matches if m}
 
 
+def _check_finite(state, step):
+  """Raises UserError if weights, EMAs or moments are not finite.
+
+  The step looks at the gradient only. A rate or an epsilon beyond float32's
+  range makes the update infinite.
+  """
+  vectors = {name: state[name] for name in ('params', 'adam_m', 'adam_v')}
+  vectors |= {f'ema/{name}': value for name, value in state['ema'].items()}
+  for name, value in vectors.items():
+    if not _is_finite(value):
+      raise UserError(
+          f'{name} of step {step} is not finite, and not saved: lower'
+          ' optimizer.learning_rate, or raise optimizer.epsilon; the last'
+          ' checkpoint is from before'
+      )
+
+
+def _manager(checkpoint, directory, max_to_keep):
+  # With a name, so that the folder itself is opened.
+  path = files.without_wildcards(os.path.join(directory, 'x'))
+  return tf.train.CheckpointManager(
+      checkpoint, os.path.dirname(path), max_to_keep=max_to_keep
+  )
+
+
 def _newest(workdir):
-  """Step and path of the newest checkpoint that verifies, else 0 and None."""
-  for step, path in _list(workdir):
-    damage = _damage(path)
-    if not damage:
-      return step, path
-    logging.warning('%s is damaged, skipping it: %s', path, damage)
-  return 0, None
+  """Finds the newest checkpoint that verifies.
+
+  Returns:
+    Its step and path, and None; or if none does, 0, None, and what is wrong
+    with the newest, None if there is none.
+  """
+  found, before = _list(workdir), None
+  while found != before:  # A run in progress may replace them all meanwhile.
+    first = None
+    for step, path in found:
+      damage = _damage(path)
+      if not damage:
+        return step, path, None
+      first = first or f'{path}: {damage}'
+      if (step, path) in _list(workdir):
+        logging.warning('%s is damaged, skipping it: %s', path, damage)
+    before, found = found, _list(workdir)
+  return 0, None, first
 
 
 def _reader(path):
   # `tf.train.load_checkpoint` takes a prefix for a folder on some file systems.
-  return tf.compat.v1.train.NewCheckpointReader(path)
+  return tf.compat.v1.train.NewCheckpointReader(
+      files.without_wildcards(path)
+  )
 
 
 def _was_completed(workdir):
@@ -402,32 +449,52 @@ def _was_completed(workdir):
   return tf.io.gfile.exists(os.path.join(directory, 'checkpoint'))
 
 
-def _none_sound(workdir):
+def _none_sound(workdir, damage):
+  """Error message; `damage` is what is wrong with the newest, if known."""
+  details = f' ({damage})' if damage else ''
   return (
-      f'{workdir} has checkpoints, but none that can be read: restore one, or'
-      ' use another workdir'
+      f'{workdir} has checkpoints, but none that is sound{details}: restore'
+      ' one, or use another workdir'
+  )
+
+
+def _unusable(path, damage):
+  """The error of a checkpoint that was there a moment ago."""
+  if tf.io.gfile.exists(path + '.index'):
+    return UserError(f'{path} is damaged: {damage}')
+  return UserError(
+      f'{path} is gone: a run in progress removes its older checkpoints; run'
+      ' the same command again, for a newer one'
   )
 
 
 def _damage(path):
   """What is wrong with a checkpoint, or None.
 
-  Reads all of it; TensorFlow verifies the checksums.
+  Reads all of it; TensorFlow verifies the checksums. Weights and moments have
+  to be finite.
   """
   try:
     reader = _reader(path)
     with tf.device('CPU:0'):
       for name, dtype in reader.get_variable_to_dtype_map().items():
         # Unlike the reader, the op does not hold the GIL.
-        tf.raw_ops.RestoreV2(
-            prefix=path,
+        (value,) = tf.raw_ops.RestoreV2(
+            prefix=files.without_wildcards(path),
             tensor_names=[name],
             shape_and_slices=[''],
             dtypes=[dtype],
         )
+        if name.startswith(_FINITE) and not _is_finite(value):
+          entry = name.partition('/.ATTRIBUTES')[0].replace('..', '.')
+          return f'{entry} has values that are not finite'
   except Exception as e:  # Damage can make TensorFlow raise anything.
     return reason(e)
   return None
+
+
+def _is_finite(value):
+  return bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def _read_back(path):
@@ -441,7 +508,8 @@ def _flush(path):
   if files.is_in_bucket(path):
     return
   directory = os.path.dirname(path)
-  for name in [*tf.io.gfile.glob(path + '.*'), directory]:
+  parts = files.matching(directory, os.path.basename(path) + '.*')
+  for name in [*parts, directory]:
     file = os.open(name, os.O_RDONLY)
     try:
       os.fsync(file)

@@ -1,9 +1,12 @@
 """The config of a run: checked before any work, and kept in the workdir."""
 
+import difflib
 import json
+import math
 import numbers
 import os
 
+from absl import logging
 from ml_collections import config_dict
 import tensorflow as tf
 
@@ -15,6 +18,7 @@ from ddpm.run import defaults
 from ddpm.runtime import files
 from ddpm.runtime import precision
 from ddpm.runtime import strategy as strategy_lib
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import UserError
 
 # These define a run's trajectory, and may not change in a workdir.
@@ -24,8 +28,8 @@ _TRAJECTORY = (
 )  # fmt: skip
 
 # Where the data is does not change the data, nor do broken files that are not
-# there: its hash is checked (`trainer`).
-_NOT_TRAJECTORY = ('data.data_dir', 'data.on_error')
+# there: its hash is checked (`trainer`). A resumed run keeps its rounds.
+_NOT_TRAJECTORY = ('data.data_dir', 'data.on_error', 'data.shuffle_rounds')
 
 # What no object of `build` checks. Minimum of each number:
 _LEAST = dict.fromkeys((
@@ -46,6 +50,7 @@ _CHOICES = {
     'data.labels': folder.LABELS,
     'data.unlabelled': ('refuse', 'null'),
     'data.on_error': ('stop', 'skip'),
+    'data.shuffle_rounds': (4, 8),
     'model.resample': unet.RESAMPLES,
     'model.compat.downsample_padding': unet.PADDINGS,
     'model.compat.embedding_order': unet.EMBEDDING_ORDERS,
@@ -57,8 +62,8 @@ _CHOICES = {
 }
 
 # Of config.json. Version 1 had no number; up to version 2, precision float32
-# was what tf32 is now.
-_VERSION = 3
+# was what tf32 is now; up to version 3, all runs had 4 rounds of the shuffle.
+_VERSION = 4
 # New names of version 1's settings.
 _RENAMED = {
     'model.downsample_padding': 'model.compat.downsample_padding',
@@ -77,6 +82,7 @@ def validate(config):
   The objects of a run check their own arguments when `build` makes them; here
   their messages get the setting's group. What no object checks is checked here.
   """
+  _check_settings(config)
   for name, least in _LEAST.items():
     value = _field(config, name)
     if not isinstance(value, numbers.Real) or not value >= least:
@@ -112,12 +118,40 @@ def validate(config):
       ) from e
 
 
+def _check_settings(config):
+  """Raises UserError unless a config has just the settings of `defaults`."""
+  if not isinstance(config, config_dict.ConfigDict):
+    raise UserError(
+        f'the config is {config!r}, expected a ConfigDict: does get_config()'
+        ' return it?'
+    )
+  expected, got = flatten(defaults.get_config()), flatten(config)
+  if unknown := sorted(got.keys() - expected):
+    raise UserError(f'config.{unknown[0]} is no setting{_nearest(unknown[0])}')
+  if missing := sorted(expected.keys() - got):
+    raise UserError(
+        f'config.{missing[0]} is missing: begin with that of'
+        ' configs/default.py, and change what differs'
+    )
+  for name, value in got.items():
+    values = value if isinstance(value, tuple | list) else [value]
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+      raise UserError(f'config.{name} is {value}, expected a finite number')
+
+
+def _nearest(name):
+  """Names the setting that is meant, in a message, if it can be guessed."""
+  found = difflib.get_close_matches(name, flatten(defaults.get_config()), 1)
+  return f': did you mean config.{found[0]}?' if found else ''
+
+
 def _check_model(config):
   model = config.model
   unet.check_shapes(
       image_size=build.image_size(config),
       channels=model.channels,
       channel_multipliers=model.channel_multipliers,
+      attention_resolutions=model.attention_resolutions,
       num_heads=model.num_heads,
       head_channels=model.head_channels,
       norm_groups=model.norm_groups,
@@ -125,6 +159,10 @@ def _check_model(config):
   )
   if not model.dropout < 1:
     raise ValueError(f'dropout is {model.dropout}, expected below 1')
+  if not model.norm_epsilon > 0:
+    raise ValueError(
+        f'norm_epsilon is {model.norm_epsilon}, expected more than 0'
+    )
 
 
 def _check_label_dropout(config):
@@ -150,7 +188,7 @@ def save(config, workdir):
   """Writes WORKDIR/config.json."""
   path = os.path.join(workdir, 'config.json')
   fields = {'version': _VERSION} | config.to_dict()
-  text = json.dumps(fields, indent=2) + '\n'
+  text = strict_json.dumps(fields, indent=2) + '\n'
   files.write_file(path, text.encode())
 
 
@@ -182,11 +220,26 @@ def load(workdir):
       _rename_settings(fields)
     if version < 3 and fields.get('precision') == 'float32':
       fields['precision'] = 'tf32'
+    if version < 4:
+      fields.setdefault('data', {})['shuffle_rounds'] = 4
     config = defaults.get_config().lock()
+    _drop_unknown(fields, config, path)
     config.update(fields)
     return config
   except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise UserError(f'{path} is not a config: {e}') from e
+
+
+def _drop_unknown(fields, config, path, prefix=''):
+  """Removes what is no setting of a config, in place, with a warning."""
+  for name in list(fields):
+    if name not in config:
+      logging.warning(
+          '%s: %s%s is no setting, and is not used', path, prefix, name
+      )
+      del fields[name]
+    elif isinstance(config[name], config_dict.ConfigDict):
+      _drop_unknown(fields[name], config[name], path, f'{prefix}{name}.')
 
 
 def _rename_settings(fields):
@@ -203,11 +256,22 @@ def _rename_settings(fields):
     place[name] = value
 
 
-def check_same_trajectory(config, workdir):
-  """Raises UserError if a workdir's run is not this config's."""
+def continued(config, workdir):
+  """The config that a workdir's run goes on with.
+
+  Args:
+    config: the config of this start.
+    workdir: has a checkpoint.
+
+  Returns:
+    The same config, but for what a resumed run keeps.
+
+  Raises:
+    UserError: the run in the workdir is not this config's.
+  """
   before = load(workdir)
   if before is None:
-    return
+    return config
   old, new = flatten(before), flatten(config)
   differ = [
       f'{name} {old.get(name)!r} -> {new.get(name)!r}'
@@ -219,6 +283,9 @@ def check_same_trajectory(config, workdir):
         f'{workdir} holds a run of another config: {", ".join(differ)}; use'
         ' another workdir, or the values it was started with'
     )
+  config = config.copy_and_resolve_references()
+  config.data.shuffle_rounds = before.data.shuffle_rounds
+  return config
 
 
 def _same(old, new):

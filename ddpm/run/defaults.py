@@ -49,12 +49,16 @@ def get_config():
   data.unlabelled = 'refuse'
   # Broken images of a folder: stop | skip
   data.on_error = 'stop'
+  # Rounds of the cipher that orders the images, anew in each epoch: 8 | 4 (of
+  # older versions; prefers some orders). A resumed run keeps its own.
+  data.shuffle_rounds = 8
   # Flip each image left to right with probability 1/2.
   data.random_flip = True
 
   config.model = model = config_dict.ConfigDict()
   model.image_channels = 3
   model.channels = 128
+  # Of each level; fractions such as 1.5 as well.
   model.channel_multipliers = (1, 2, 2, 2)
   model.num_res_blocks = 2
   # Feature map heights, in the U-Net's pixels (image_size / patch_size).

@@ -17,6 +17,7 @@ from ddpm.run import board
 from ddpm.runtime import files
 from ddpm.runtime import png
 from ddpm.runtime import progress
+from ddpm.runtime import strict_json
 from ddpm.runtime import words
 from ddpm.runtime.errors import writing
 
@@ -133,7 +134,7 @@ class _JsonLines:
       self._file = tf.io.gfile.GFile(path, 'a')
 
   def scalars(self, step, metrics):
-    line = json.dumps({'step': step, **metrics}) + '\n'
+    line = strict_json.dumps({'step': step, **metrics}) + '\n'
     if self._file is None:
       self._lines.append(line)
       return

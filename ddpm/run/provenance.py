@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from ddpm.runtime import files
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import UserError
 
 
@@ -45,7 +46,7 @@ def check_same_data(workdir, *, name, images, digest):
 def write(workdir, *, name, images, digest):
   """Writes WORKDIR/data.json; arguments as above."""
   facts = {'name': name, 'images': images, 'digest': digest}
-  text = json.dumps(facts, indent=2) + '\n'
+  text = strict_json.dumps(facts, indent=2) + '\n'
   files.write_file(_path(workdir), text.encode())
 
 

@@ -1,6 +1,6 @@
 """Process-wide settings, made before TensorFlow is imported.
 
-Environment variables that are already set are kept, except KERAS_BACKEND.
+Environment variables that are already set are kept, except those of Keras.
 """
 
 import importlib.util
@@ -28,10 +28,31 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _messages = []
 
 
+def open_streams():
+  """Opens what is closed of stdin, stdout and stderr, to nothing.
+
+  Else the next files that are opened would take their places.
+  """
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+    try:
+      os.fstat(number)
+    except OSError:
+      # The lowest free number, which is this one.
+      os.open(os.devnull, os.O_RDWR)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, 'r+' if number else 'r', closefd=False))
+
+
 def set_variables():
   """Makes the settings that TensorFlow reads when it is imported."""
   # Keras on another backend cannot run inside tf.distribute.
   os.environ['KERAS_BACKEND'] = 'tensorflow'
+  # No ~/.keras/keras.json, whose data format and precision would change ours.
+  # Keras goes on where it cannot make the folder.
+  os.environ['KERAS_HOME'] = os.path.join(os.devnull, 'keras')
+  # Set, but empty, it is none; TensorFlow refuses it.
+  if not os.environ.get('TF_CONFIG', 'some').strip():
+    del os.environ['TF_CONFIG']
   # oneDNN's kernels. By itself TensorFlow uses them only on processors with
   # AVX-512 VNNI or the like; the others gain as much (defaults.py among the
   # benchmarks). They do not concern GPUs and TPUs.

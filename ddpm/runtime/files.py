@@ -1,7 +1,10 @@
 """Atomic file writes, and folders."""
 
 import contextlib
+import fnmatch
+import functools
 import os
+import uuid
 
 import tensorflow as tf
 
@@ -19,7 +22,8 @@ def write_file(path, data):
 def open_atomically(path):
   """Opens a file to write, which appears under its name when it is whole.
 
-  Makes its folder if it is missing.
+  Makes its folder if it is missing. Of several processes that write the same
+  file at once, the last one's stays.
 
   Args:
     path: local or in a bucket.
@@ -33,9 +37,55 @@ def open_atomically(path):
   with writing(path):
     if folder := os.path.dirname(path):
       tf.io.gfile.makedirs(folder)
-    with tf.io.gfile.GFile(path + '.tmp', 'wb') as f:
-      yield f
-    tf.io.gfile.rename(path + '.tmp', path, overwrite=True)
+    part = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+    try:
+      with tf.io.gfile.GFile(part, 'wb') as f:
+        yield f
+      tf.io.gfile.rename(part, path, overwrite=True)
+    except BaseException:
+      with contextlib.suppress(tf.errors.OpError):
+        tf.io.gfile.remove(part)
+      raise
+
+
+def matching(folder, pattern):
+  """Sorted paths of a folder's files by a pattern of their names, 'job_*'.
+
+  Unlike a glob, it takes the folder's name as it is. A missing folder has none.
+  """
+  names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+  found = sorted(fnmatch.filter(names, pattern))
+  return [os.path.join(folder, name) for name in found]
+
+
+def without_wildcards(path):
+  """A path to the same file, for TensorFlow's checkpoints.
+
+  They take *, ?, [ and \\ in a path for wildcards.
+
+  Args:
+    path: in a folder that exists, or in a bucket.
+
+  Raises:
+    UserError: it has wildcards, and the system is not Linux.
+  """
+  folder, name = os.path.split(path)
+  if is_in_bucket(path) or not set(folder) & set('*?[\\'):
+    return path
+  if not os.path.isdir('/proc/self/fd'):
+    raise UserError(
+        f'{folder} has one of * ? [ \\ in its name, with which TensorFlow'
+        ' cannot save: use another name'
+    )
+  inode = os.stat(folder).st_ino  # Another folder may come in its place.
+  return os.path.join(_opened(os.path.abspath(folder), inode), name)
+
+
+@functools.cache
+def _opened(folder, inode):
+  """A folder's path by its number among the open files of this process."""
+  del inode  # Only for the cache.
+  return f'/proc/self/fd/{os.open(folder, os.O_RDONLY)}'
 
 
 def is_in_bucket(path):

@@ -2,6 +2,7 @@
 
 import logging as std_logging
 import os
+import signal
 import sys
 import traceback
 
@@ -16,6 +17,9 @@ from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
+
+# The name that ml_collections gives the module of --config.
+_CONFIG_MODULE = 'config_config'
 
 
 def start(main, define_flags, check_flags=lambda: None, *, commands=()):
@@ -39,11 +43,13 @@ def start(main, define_flags, check_flags=lambda: None, *, commands=()):
     define_flags()
     flags.FLAGS.set_default('verbosity', logging.INFO)
     try:
-      return flags.FLAGS(argv)
-    # ml_collections passes on ConfigDict's errors, as for unknown keys.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-            OSError) as e:  # fmt: skip
-      _exit(e)
+      return flags.FLAGS(_last_of_each(argv))
+    except SystemExit:  # Help was shown. absl exits with 1.
+      _flush_stdout()
+      sys.exit(0)
+    # A config file may raise anything.
+    except Exception as e:
+      _exit(_config_error(e) or e)
 
   def guarded(argv):
     # TensorFlow and tensorflow-datasets log their own internals.
@@ -58,13 +64,18 @@ def start(main, define_flags, check_flags=lambda: None, *, commands=()):
     try:
       check_flags(*chosen)
       environment.import_tensorflow()
-      return main(*chosen)
+      code = main(*chosen)
+      _flush_stdout()
+      return code
     except BadArgument as e:
       _exit(f'--{e}')
     except UserError as e:
       _exit(e)
     except Interrupted as e:
       _exit(e, RESTART)
+    except BrokenPipeError:
+      _flush_stdout()
+      return 128 + signal.SIGPIPE
     except Exception as e:
       if not cache.is_at_fault(e):
         raise
@@ -86,6 +97,55 @@ def check_config_found(config):
     # What ml_collections puts in the config's place raises on any access.
     missing = str(e).rpartition('] ')[2]
     raise UserError(f'--config: {missing}') from e
+  except AttributeError:
+    pass  # `config.validate` says what it is instead.
+
+
+def _last_of_each(argv):
+  """Drops settings that are given again: ml_collections would join tuples."""
+  groups = []
+  for arg in argv:
+    if groups and not arg.startswith('--'):
+      groups[-1].append(arg)  # The value, after a space.
+    else:
+      groups.append([arg])
+  names = [group[0].partition('=')[0] for group in groups]
+  last = dict(zip(names, groups))
+  return [
+      arg
+      for name, group in zip(names, groups)
+      if not name.startswith('--config.') or group is last[name]
+      for arg in group
+  ]
+
+
+def _config_error(error):
+  """What a config file raised, with file and line; None for other errors."""
+  found = None
+  while error:
+    kind = type(error).__name__
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get('__name__') == _CONFIG_MODULE
+    ]
+    if isinstance(error, SyntaxError):
+      found = f'{error.filename}, line {error.lineno}: {kind}: {error.msg}'
+    elif frames and not isinstance(error, (flags.Error, UserError)):
+      file, line = frames[-1]
+      found = f'{file}, line {line}: {kind}: {error}'
+    elif str(error).startswith(('get_config()', f'module {_CONFIG_MODULE!r}')):
+      found = str(error).replace(f'module {_CONFIG_MODULE!r}', 'the file')
+    error = error.__cause__ or error.__context__
+  return found and f'--config: {found}'
+
+
+def _flush_stdout():
+  """Writes what is left, unless its reader has left, as in `| head -1`."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_ours_or_a_warning(record):

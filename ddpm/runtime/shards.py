@@ -6,6 +6,7 @@ import re
 
 import tensorflow as tf
 
+from ddpm.runtime import files
 from ddpm.runtime import npz
 from ddpm.runtime import progress
 
@@ -96,11 +97,9 @@ class Shards:
 
   def _load(self, first, last):
     """The file of some rows, which may hold more of them, or None."""
-    if not tf.io.gfile.isdir(self._directory):
-      return None
     # The name says how many rows the file has.
-    pattern = os.path.join(self._directory, f'rows_{first:09d}_*.npz')
-    for path in tf.io.gfile.glob(pattern):
+    pattern = f'rows_{first:09d}_*.npz'
+    for path in files.matching(self._directory, pattern):
       match = re.search(r'_(\d+)\.npz$', path)
       if match and int(match[1]) >= last:
         return npz.read(path)

@@ -76,6 +76,12 @@ def of_this_process(strategy):
   return strategy
 
 
+def has_remote_hosts(strategy):
+  """Whether a strategy's hosts are not all this process's: on a TPU slice."""
+  is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+  return is_tpu and strategy.extended.num_hosts > 1
+
+
 def iterate(strategy, make_dataset):
   """Iterates over a data set, by this worker's replicas.
 

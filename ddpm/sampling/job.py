@@ -1,5 +1,6 @@
 """Draws many images into a folder, on one or several hosts."""
 
+import contextlib
 import json
 import os
 import time
@@ -8,12 +9,16 @@ from absl import logging
 import numpy as np
 import tensorflow as tf
 
+from ddpm.run import lock
 from ddpm.runtime import files
 from ddpm.runtime import npz
 from ddpm.runtime import png
 from ddpm.runtime import progress
 from ddpm.runtime import shards
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import BadArgument
+from ddpm.runtime.errors import reading
+from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 from ddpm.runtime.errors import writing
 from ddpm.sampling import pictures
@@ -21,13 +26,17 @@ from ddpm.sampling import pictures
 # Maximum images in grid.png.
 _GRID_IMAGES = 256
 
+# What a job writes into its folder.
+_OUTPUTS = ('samples.npz', 'grid.png', 'animation.png', 'png')
+
 
 class Job:
   """Images of some seeds, drawn into a folder by one or several hosts.
 
   Until the job is finished, OUTDIR/parts holds the shards drawn so far and each
   host's copy of the job's identity. Host k draws every `hosts`-th shard,
-  starting with shard k. Hosts do not communicate.
+  starting with shard k. Hosts do not communicate; each is one process, which
+  holds a lock while it draws.
 
   Attributes:
     identity: dict of everything the images depend on.
@@ -44,9 +53,6 @@ class Job:
       for none.
     grid_columns: images per row of the grid; None for a square.
     host, hosts: index of this host, number of hosts.
-
-  Raises:
-    UserError: the folder holds another job, started or finished.
   """
 
   def __init__(
@@ -67,9 +73,45 @@ class Job:
         self._directory, self._draw_part, total=self.total, name='images'
     )
     self._progress, self._done = None, 0
-    begun = tf.io.gfile.glob(os.path.join(self._directory, 'job_*.json'))
-    for path in [self._path('manifest.json'), *begun]:
+
+  @contextlib.contextmanager
+  def locked(self):
+    """Locks this host's part of the folder, which must be this job's.
+
+    Raises:
+      UserError: the folder holds something else: a run, or another job, started
+        or finished. Or another process draws there.
+    """
+    # Before anything is written there.
+    self._check_ours()
+    with writing(self._outdir):
+      tf.io.gfile.makedirs(self._directory)
+    with lock.held(
+        self._outdir, kind='outdir', path=self._path(f'parts/lock_{self._host}')
+    ):
+      self._check_ours()  # Others may have come and gone.
+      yield
+
+  def _check_ours(self):
+    """Raises UserError if the folder holds something else."""
+    if tf.io.gfile.exists(self._path('config.json')):
+      raise BadArgument(
+          f'outdir {self._outdir} holds a run, whose files would be'
+          f' overwritten: use another one, such as {self._path("out")}'
+      )
+    begun = files.matching(self._directory, 'job_*.json')
+    said = [
+        path for path in [self._path('manifest.json'), *begun]
+        if tf.io.gfile.exists(path)
+    ]  # fmt: skip
+    for path in said:
       self._check_same(path)
+    found = [n for n in _OUTPUTS if tf.io.gfile.exists(self._path(n))]
+    if found and not said:
+      raise BadArgument(
+          f'outdir {self._outdir} holds {", ".join(found)} of something else:'
+          ' use another one'
+      )
 
   def is_finished(self):
     """Whether all files are written."""
@@ -80,8 +122,6 @@ class Job:
 
   def begin(self):
     """Writes the job's identity, so that another job is refused."""
-    with writing(self._outdir):
-      tf.io.gfile.makedirs(self._directory)
     self._write_json(f'parts/job_{self._host}.json', self.identity)
 
   def draw(self):
@@ -146,10 +186,15 @@ class Job:
     self._write_json('manifest.json', self.identity | details)
 
   def clear(self):
-    """Removes the shards, which samples.npz replaces."""
-    if tf.io.gfile.isdir(self._directory):
-      with writing(self._directory):
+    """Removes the shards, which samples.npz replaces, and the locks.
+
+    Not while this process holds its lock: some file systems keep open files.
+    """
+    try:
+      if tf.io.gfile.isdir(self._directory):
         tf.io.gfile.rmtree(self._directory)
+    except tf.errors.OpError as e:  # Another process is there.
+      logging.warning('%s cannot be removed: %s', self._directory, reason(e))
 
   def _draw_part(self, first, last):
     columns = {
@@ -167,10 +212,8 @@ class Job:
 
   def _check_same(self, path):
     """Raises UserError if a file describes another job."""
-    if not tf.io.gfile.exists(path):
-      return
     try:
-      with tf.io.gfile.GFile(path) as f:
+      with reading(path), tf.io.gfile.GFile(path) as f:
         theirs = json.loads(f.read())
       differ = [
           f'{name} {theirs.get(name)} -> {value}'
@@ -189,7 +232,7 @@ class Job:
     return os.path.join(self._outdir, name)
 
   def _write_json(self, name, fields):
-    text = json.dumps(fields, indent=2) + '\n'
+    text = strict_json.dumps(fields, indent=2) + '\n'
     files.write_file(self._path(name), text.encode())
 
 

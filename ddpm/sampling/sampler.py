@@ -16,6 +16,7 @@ from ddpm.nn.guidance import guided_network
 from ddpm.run import build
 from ddpm.runtime import device_map
 from ddpm.runtime.errors import BadArgument
+from ddpm.runtime.errors import UserError
 
 # Of an animation; a process of more steps skips some.
 _MAX_FRAMES = 61
@@ -90,6 +91,8 @@ class Sampler:
   def draw(self, params, seeds, labels, fractions=None):
     """Draws a batch of any size B, on tensors.
 
+    Pixels that are not finite become 0.
+
     Args:
       params: float32 [P], weights of the model.
       seeds: int64 [B]; with fractions [B, 2].
@@ -98,7 +101,8 @@ class Sampler:
         first seed's to the second's; None for one seed each.
 
     Returns:
-      uint8 [B, H, W, C]; an animation [B, frames, H, W, C].
+      uint8 [B, H, W, C]; an animation [B, frames, H, W, C]. And bool [B],
+      whether all pixels of an image are finite.
     """
     if fractions is None:
       keys = rng.key(seeds)
@@ -125,7 +129,8 @@ class Sampler:
         jit_compile=self._jit_compile,
         stop=self._stop,
     )
-    return pixels.to_uint8(x) if shown is None else shown
+    finite = tf.reduce_all(tf.math.is_finite(x), axis=[1, 2, 3])
+    return pixels.to_uint8(x) if shown is None else shown, finite
 
   def _initial_noise(self, keys):
     return initial_noise(self._process, keys, self.image_shape)
@@ -140,7 +145,7 @@ class Sampler:
 
   def _constrain(self, x0):
     """Clips an estimate of x_0, and puts the known pixels back in."""
-    x0 = clip(x0) if self.spec.clips else x0
+    x0 = pixels.clip(x0) if self.spec.clips else x0
     return x0 if self._mask is None else tf.where(self._mask, x0, self._image)
 
   def labels(self, seeds):
@@ -160,11 +165,24 @@ class Sampler:
     Yields:
       uint8 NumPy arrays [n, H, W, C] (an animation: [n, frames, H, W, C]), in
       the order of the seeds. An image depends only on its own seed and label.
+
+    Raises:
+      UserError: an image is not finite.
     """
     if labels is None:
       labels = self.labels(seeds.reshape(len(seeds), -1)[:, 0])
     between = [] if fractions is None else [fractions]
-    yield from self._batched(params, seeds, labels, *between)
+    done = 0
+    for images, finite in self._batched(params, seeds, labels, *between):
+      if not finite.all():
+        seed = seeds[done + int(finite.argmin())]
+        raise UserError(
+            f'the image of seed {seed} has pixels that are not finite, so the'
+            ' network overflows: use precision float32, less guidance, or'
+            ' another checkpoint'
+        )
+      done += len(images)
+      yield images
 
 
 def for_run(
@@ -251,11 +269,6 @@ def slerp(a, b, fraction):
   return (first + tf.sin(fraction * angle) * b) / tf.sin(angle)
 
 
-def clip(x0):
-  """Clips an estimate of x_0 to the range of images, as Ho's code does."""
-  return tf.clip_by_value(x0, -1.0, 1.0)
-
-
 def sample(
     network,
     process,
@@ -276,7 +289,7 @@ def sample(
     rows: dict of `solvers.table`.
     start: float32 [B, H, W, C], x at the first row's level.
     keys: uint32 [B, 2], one key per image.
-    constrain: function applied to each estimate of x_0: to `clip` it, or to
+    constrain: function applied to each estimate of x_0: to clip it, or to
       put a known part of the image back in.
     frames: `_Frames` to record; None for none.
     jit_compile: whether to compile a row with XLA. The loop stays outside: it

@@ -70,7 +70,7 @@ def train(config, workdir, strategy, stop, profile=None):
 
 def _train(config, workdir, strategy, stop, profile, chief):
   if checkpoint.any_in(workdir):
-    config_lib.check_same_trajectory(config, workdir)
+    config = config_lib.continued(config, workdir)
   flag = stop.make_flag(config.train.grace_seconds)
   trainer = Trainer(config, strategy, flag)
   workers.check_same_data(strategy, trainer.data['digest'])
@@ -100,6 +100,11 @@ def _train(config, workdir, strategy, stop, profile, chief):
       f'{trainer.layout.size:,}', trainer.devices,
   )  # fmt: skip
 
+  if began_at_end := step >= num_steps:
+    logging.info(
+        '%s is at step %d, and config.train.num_steps is %d: nothing to train',
+        workdir, step, num_steps,
+    )  # fmt: skip
   stopped = False
   watch = hindrances.Hindrances(strategy)
   profiler = profile_lib.Profiler(
@@ -132,7 +137,7 @@ def _train(config, workdir, strategy, stop, profile, chief):
   grids = [os.path.join(workdir, 'grid.png')]
   if _due(step, config.train.sample_every_steps):
     grids.append(_grid_path(workdir, step))
-  if not stopped:
+  if not (stopped or (began_at_end and tf.io.gfile.exists(grids[0]))):
     log.images(step, trainer.draw, *grids)
   log.close()
   if stopped or stop.heard:
@@ -280,10 +285,12 @@ class Trainer:
           self._source,
           seed=config.seed,
           batch_size=config.train.batch_size,
+          shuffle_rounds=config.data.shuffle_rounds,
           first_block=step // self._steps_per_block,
           steps_per_block=self._steps_per_block,
           context=context,
           part_size=self._part_size,
+          remote=strategy_lib.has_remote_hosts(self._strategy),
       )
 
     return strategy_lib.iterate(self._strategy, make_dataset)

@@ -117,6 +117,7 @@ def batches(source):
       source,
       seed=0,
       batch_size=_BATCH,
+      shuffle_rounds=8,
       first_block=0,
       steps_per_block=_STEPS,
       context=tf.distribute.InputContext(1, 0, 1),

@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from ddpm.metrics.extractors.base import Extractor
+from ddpm.runtime import files
 from ddpm.runtime.errors import BadArgument
 from ddpm.runtime.errors import reason
 
@@ -66,8 +67,11 @@ def extractor(directory, image_shape):
 def _sha256(directory):
   """Hash of the files of the graph and the variables."""
   digest = hashlib.sha256()
-  for pattern in ('saved_model.pb', 'variables/variables.*'):
-    for path in sorted(tf.io.gfile.glob(os.path.join(directory, pattern))):
-      with tf.io.gfile.GFile(path, 'rb') as f:
-        digest.update(f.read())
+  variables = os.path.join(directory, 'variables')
+  for path in (
+      *files.matching(directory, 'saved_model.pb'),
+      *files.matching(variables, 'variables.*'),
+  ):
+    with tf.io.gfile.GFile(path, 'rb') as f:
+      digest.update(f.read())
   return digest.hexdigest()
