@@ -74,6 +74,20 @@ def test_images_go_to_their_files_and_to_tensorboard(tmp_path):
   assert b'\x89PNG' in file.read_bytes()
 
 
+def steps_on_board(workdir):
+  """The steps of each tag, in the order in which they were written."""
+  paths = sorted(
+      tf.io.gfile.glob(f'{workdir}/tensorboard/*'),
+      key=lambda path: int(path.split('.')[-2]),  # they are of one second
+  )
+  found = {}
+  for record in tf.data.TFRecordDataset(paths):
+    event = tf.compat.v1.Event.FromString(record.numpy())
+    for value in event.summary.value:
+      found.setdefault(value.tag, []).append(event.step)
+  return found
+
+
 def test_a_bucket_gets_every_line_and_event_with_the_checkpoints(
     tmp_path, monkeypatch
 ):
@@ -97,23 +111,17 @@ def test_a_bucket_gets_every_line_and_event_with_the_checkpoints(
   assert [row['step'] for row in rows] == list(range(1, 401))
   # With each checkpoint, and at the end.
   assert len(uploaded) == 5 and uploaded[-1] == tf.io.gfile.stat(path).length
-  found = {}
-  boards = sorted(
-      tf.io.gfile.glob(f'{workdir}/tensorboard/*'),
-      key=lambda path: int(path.split('.')[-2]),  # they are of one second
-  )
-  assert len(boards) == 5
-  for record in tf.data.TFRecordDataset(boards):
-    event = tf.compat.v1.Event.FromString(record.numpy())
-    for value in event.summary.value:
-      found.setdefault(value.tag, []).append(event.step)
-  assert found['loss'] == list(range(1, 401)) and found['samples'] == [400]
+  steps = steps_on_board(workdir)
+  assert steps['loss'] == list(range(1, 401)) and steps['samples'] == [400]
+  assert len(tf.io.gfile.listdir(f'{workdir}/tensorboard')) == 5
   # A start from the checkpoint of step 300.
   log = open_writers(workdir, first_step=300)
   log.scalars(301, {'loss': 0.5, 'images_per_second': 1.0})
   log.close()
   rows = [json.loads(line) for line in tf.io.gfile.GFile(path)]
   assert [row['step'] for row in rows] == list(range(1, 302))
+  steps = steps_on_board(workdir)
+  assert steps['loss'] == list(range(1, 302)) and 'samples' not in steps
 
 
 def test_an_upload_that_fails_is_told(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ needs it: what they would add to a tensor are a few bytes of metadata.
 """
 
 import os
+import re
 import struct
 
 from google.protobuf import struct_pb2
@@ -96,8 +97,7 @@ class TensorBoard:
 def _forget_after(directory, step):
   """Drops what earlier starts wrote about steps after `step`."""
   paths = tf.io.gfile.glob(os.path.join(directory, 'events.out.tfevents.*'))
-  # Their names begin with the time.
-  for path in sorted(paths, reverse=True):
+  for path in sorted(paths, key=_age, reverse=True):
     with reading(path), tf.io.gfile.GFile(path, 'rb') as f:
       data = f.read()
     end, last = _end_of(data, step)
@@ -105,6 +105,11 @@ def _forget_after(directory, step):
       files.write_file(path, data[:end])
     if last:  # The start that wrote this file has looked at those before it.
       return
+
+
+def _age(path):
+  """Sorts files of events: by the second, process and number in their names."""
+  return [int(number) for number in re.findall(r'\d+', os.path.basename(path))]
 
 
 def _end_of(data, step):

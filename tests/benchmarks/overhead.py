@@ -37,6 +37,7 @@ def main():
   watch = stopwatch.Stopwatch()
   for owner, name, part in (
       (logs.Writers, 'scalars', 'logs'),
+      (trainer_lib.Trainer, 'measure', 'logs'),
       (logs.Writers, 'images', 'grids: to write'),
       (logs.Writers, 'close', 'logs'),
       (trainer_lib.Trainer, 'draw', 'grids: to draw'),
