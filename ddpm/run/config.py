@@ -208,7 +208,7 @@ def check_same_trajectory(config, workdir):
   before = load(workdir)
   if before is None:
     return
-  old, new = _flat(before), _flat(config)
+  old, new = flatten(before), flatten(config)
   differ = [
       f'{name} {old.get(name)!r} -> {new.get(name)!r}'
       for name in sorted(old | new)
@@ -233,11 +233,12 @@ def _defines_trajectory(name):
   return any(name == t or name.startswith(t + '.') for t in _TRAJECTORY)
 
 
-def _flat(config, prefix=''):
+def flatten(config, prefix=''):
+  """A config's settings as one dict, {'train.batch_size': 128, ...}."""
   fields = {}
   for name, value in config.items():
     if isinstance(value, config_dict.ConfigDict):
-      fields |= _flat(value, f'{prefix}{name}.')
+      fields |= flatten(value, f'{prefix}{name}.')
     else:
       fields[prefix + name] = value
   return fields
