@@ -140,9 +140,9 @@ class Chart:
       ]
     if self.logarithmic:
       axes.set_yscale('log')
+      axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2.0, 5.0)))
       axes.yaxis.set_major_formatter('{x:g}')
-      # As many labels between the powers of ten as there is room for.
-      axes.yaxis.set_minor_formatter(ticker.LogFormatter())
+      axes.yaxis.set_minor_formatter('{x:g}')
     axes.set_xlabel(self.x_name)
     axes.grid(alpha=0.15)
     figure.savefig(file, format='svg', transparent=True)

@@ -121,7 +121,7 @@ def overrides(config):
   """Settings of a config that are not `default.py`'s.
 
   Returns:
-    Dict of a setting's full name -> (default, value).
+    Dict of a setting's full name -> [default, value].
   """
   return differences([defaults.get_config(), config])
 
