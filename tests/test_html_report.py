@@ -24,6 +24,7 @@ from ddpm.reporting import drawings
 from ddpm.reporting import facts as facts_lib
 from ddpm.reporting import page
 from ddpm.run import config as config_lib
+from ddpm.runtime import png
 
 OLD = ROOT / 'tests' / 'oracles' / 'workdir_v1'
 
@@ -298,6 +299,30 @@ def test_live_follows_the_run(workdir):
   finally:
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize('size', [32, 56, 256])
+def test_a_page_of_noise_is_small_enough(tmp_path, size):
+  """PNG cannot compress it."""
+  workdir = shutil.copytree(OLD, tmp_path / 'run')
+  noise = np.random.default_rng(0).integers(
+      0, 256, [80, size, size, 3], np.uint8
+  )
+  for step in range(30):
+    path = workdir / 'samples' / f'step_{step:08d}.png'
+    png.write_png(str(path), png.grid(noise[:64]))
+  films = np.stack([noise[:16]] * 26, axis=1)
+  drawn = drawings.Drawings(
+      step=4, weights='ema', sampler='ddim', between_sampler='ddim',
+      frames=drawings._frames(films), process=drawings._process(films),
+      between=png.grid(noise[:24], columns=8),
+      nearest=png.grid(noise[:16], columns=8), distances=np.zeros(8),
+      searched=9, why_not='', classes=png.grid(noise, columns=8),
+      num_classes=10,
+  )  # fmt: skip
+  alts = [image['alt'] for image in render(workdir, drawings=drawn).all('img')]
+  kept = [alt for alt in alts if alt.startswith('Samples at step')]
+  assert len(kept) > 1 and 'step 0,' in kept[0] and 'step 29,' in kept[-1]
 
 
 @pytest.mark.parametrize('number', [0, 1, 5, 20_000])

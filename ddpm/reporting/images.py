@@ -11,13 +11,13 @@ import tensorflow as tf
 from ddpm.sampling import pictures
 
 # Larger pictures are shrunk by an integer factor; beside others, more so.
-MOST_PIXELS, BESIDE_PIXELS = 512, 256
+MOST_PIXELS, BESIDE_PIXELS = 448, 256
 
 # Smaller ones are enlarged even on a phone.
 _SMALL_PIXELS = 320
 
 # Grids of a run: their number, and about how many bytes they may take.
-_GRIDS, _GRIDS_BYTES = 24, 1_000_000
+_GRIDS, _GRIDS_BYTES = 24, 1_500_000
 
 
 @dataclasses.dataclass(frozen=True)
