@@ -1,6 +1,7 @@
 """Installs ddpm: `pip install -e .`.
 
-Extras: `gpu`, `tensorboard`, `efficientnet`, `beam`, `aot`, `test`, `oracle`.
+Extras: `gpu`, `tensorboard`, `efficientnet`, `beam`, `aot`, `browser`, `test`,
+`oracle`.
 """
 
 import os
@@ -35,6 +36,7 @@ setuptools.setup(
     package_data={
         'ddpm.data': ['mnist5k.npz', 'mnist5k.LICENSE'],
         'ddpm.metrics.extractors': ['mnist.npy'],
+        'ddpm.reporting': ['page.html', 'page.css', 'page.js'],
         'ddpm.runtime': ['gpus/*.txtpb'],
     },
     python_requires='>=3.11,<3.14',
@@ -57,8 +59,10 @@ setuptools.setup(
         'numpy>=1.26,<3',
         # The progress bar.
         'tqdm>=4.66,<5',
-        # Curves of scores.
+        # Curves of scores and reports.
         'matplotlib>=3.8,<4',
+        # The page of a report, with what users named escaped.
+        'jinja2>=3.1,<4',
         # Users' pictures in any format; animated PNG.
         'pillow>=10.3',
         # diffusers weights, in files that cannot contain code.
@@ -91,6 +95,9 @@ setuptools.setup(
         # The independent implementation for tests/test_diffusers.py. If
         # torchvision or transformers are installed, they must match this torch.
         'oracle': ['torch==2.13.0', 'diffusers>=0.35,<0.43'],
+        # Chromium for tests/test_report_in_browser.py, which needs either
+        # `playwright install chromium` or the system's.
+        'browser': ['playwright>=1.40'],
         'test': [
             # The weights' original network, for comparison.
             EFFICIENTNET,

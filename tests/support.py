@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # random turned on. XLA compiles it, as it does by default on GPUs and TPUs.
 _TINY = {
     'jit_compile': True,
+    'report': False,
     'model.channels': 8,
     'model.channel_multipliers': (1,),
     'model.attention_resolutions': (),
@@ -222,7 +223,7 @@ _SERVER = """
 import importlib, json, os, runpy, sys, tempfile
 
 sys.argv = ['-m']  # As `python -m` has it while it imports a program.
-for name in ('main', 'sample', 'evaluate', 'convert'):
+for name in ('main', 'sample', 'evaluate', 'convert', 'report'):
   importlib.import_module(f'ddpm.{name}')
   del sys.modules[f'ddpm.{name}']
 for line in sys.stdin:

@@ -11,8 +11,9 @@ from support import ROOT
 # programs may import anything.
 _ALLOWED = {
     'api': {'training', 'sampling', 'metrics', 'run', 'runtime'},
-    'training': {'sampling', 'run', 'data', 'nn', 'diffusion', 'optim', 'rng',
-                 'runtime'},
+    'training': {'reporting', 'sampling', 'run', 'data', 'nn', 'diffusion',
+                 'optim', 'rng', 'runtime'},
+    'reporting': {'metrics', 'sampling', 'run', 'runtime'},
     'sampling': {'run', 'data', 'diffusion', 'nn', 'rng', 'runtime'},
     'metrics': {'run', 'data', 'diffusion', 'nn', 'rng', 'runtime'},
     'formats': {'run', 'runtime'},
@@ -24,7 +25,7 @@ _ALLOWED = {
     'rng': set(),
     'runtime': set(),
 }  # fmt: skip
-_PROGRAMS = {'main', 'sample', 'evaluate', 'convert'}
+_PROGRAMS = {'main', 'sample', 'evaluate', 'convert', 'report'}
 
 _MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(

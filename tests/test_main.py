@@ -46,7 +46,7 @@ def test_a_run_leaves_what_it_promises(run):
   workdir, done = run
   assert {path.name for path in workdir.iterdir()} == {
       'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'grid.png',
-      'lock', 'data.json',
+      'lock', 'data.json', 'events.jsonl',
   }  # fmt: skip
   assert losses(workdir)[0] == [1, 2, 3, 4]
   assert (workdir / 'checkpoints' / 'ckpt-4.index').exists()

@@ -135,6 +135,10 @@ finally:
         ('evaluate', ['--workdir=W', '--metrics=fd'],
          '--metrics is fd, expected some of: bpd, fid'),
         ('convert', ['--workdir=W'], 'got 0'),
+        ('report', ['--help'], '--[no]live'),
+        ('report', [], '--workdir is missing'),
+        ('report', ['--workdir=W', '--live', '--out=F'], '--out'),
+        ('report', ['--workdir=W', '--port=8080'], '--port is for --live'),
     ],
 )  # fmt: skip
 def test_help_and_wrong_flags_do_not_wait_for_tensorflow(name, args, said):

@@ -23,6 +23,8 @@ def get_config():
   # Compile the network with XLA. None: on GPUs and TPUs, and on a CPU without
   # oneDNN, whose kernels are faster (measured; ddpm/runtime/devices.py).
   config.jit_compile = config_dict.placeholder(bool)
+  # Write WORKDIR/report.html at the end of training, in a few seconds.
+  config.report = True
 
   config.data = data = config_dict.ConfigDict()
   # mnist5k (ships with the package) | tfds:NAME | folder:PATH of image files,

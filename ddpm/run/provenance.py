@@ -1,10 +1,16 @@
-"""What a run is trained on: WORKDIR/data.json."""
+"""What a run is trained on: its data, in WORKDIR/data.json; its software."""
 
 import json
 import os
+import pathlib
+import platform
+import subprocess
 
+import keras
+import numpy as np
 import tensorflow as tf
 
+import ddpm
 from ddpm.runtime import files
 from ddpm.runtime import strict_json
 from ddpm.runtime.errors import UserError
@@ -48,6 +54,34 @@ def write(workdir, *, name, images, digest):
   facts = {'name': name, 'images': images, 'digest': digest}
   text = strict_json.dumps(facts, indent=2) + '\n'
   files.write_file(_path(workdir), text.encode())
+
+
+def software():
+  """Versions of what computes a run, and its git commit where there is one."""
+  return {
+      'ddpm': ddpm.__version__,
+      'commit': _commit(),
+      'tensorflow': tf.__version__,
+      'keras': keras.__version__,
+      'numpy': np.__version__,
+      'python': platform.python_version(),
+      'platform': platform.platform(),
+  }
+
+
+def _commit():
+  """The checkout's commit, with '-dirty' if files differ; None without git."""
+  checkout = pathlib.Path(ddpm.__file__).parent.parent
+  # An installed copy may lie in another project's checkout.
+  if not (checkout / '.git').exists():
+    return None
+  try:
+    return subprocess.run(
+        ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+        cwd=checkout, capture_output=True, text=True, check=True, timeout=10,
+    ).stdout.strip()  # fmt: skip
+  except (OSError, subprocess.SubprocessError):
+    return None
 
 
 def _path(workdir):

@@ -72,12 +72,19 @@ def read_mask(path, picture_path, shape, rule):
 
 
 def write_animation(path, frames):
-  """Writes an animated PNG atomically.
+  """Writes an animated PNG atomically; see `animation`."""
+  files.write_file(path, animation(frames))
+
+
+def animation(frames):
+  """An animated PNG.
 
   Args:
-    path: the file's path, local or in a bucket.
     frames: list of uint8 [H, W, C]; C is 1 or 3. Large ones are shrunk by an
       integer factor.
+
+  Returns:
+    The file's bytes.
   """
   shrink = -(-max(frames[0].shape[:2]) // _ANIMATION_PIXELS)
   pictures = [Image.fromarray(f.squeeze(2) if f.shape[2] == 1 else f)
@@ -90,7 +97,7 @@ def write_animation(path, frames):
       file, 'png', save_all=True, append_images=pictures[1:],
       duration=milliseconds, loop=0,
   )  # fmt: skip
-  files.write_file(path, file.getvalue())
+  return file.getvalue()
 
 
 def _decode(path, channels):

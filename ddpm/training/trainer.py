@@ -14,10 +14,12 @@ from ddpm.data import catalog
 from ddpm.data import pipeline
 from ddpm.data import resize
 from ddpm.nn import flat
+from ddpm.reporting import page
 from ddpm.run import advice
 from ddpm.run import build
 from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
+from ddpm.run import events
 from ddpm.run import lock
 from ddpm.run import logs
 from ddpm.run import provenance
@@ -61,14 +63,17 @@ def train(config, workdir, strategy, stop, profile=None):
       command resumes.
   """
   chief = workers.is_chief(strategy)
-  with (
-      lock.held(workdir, takes=chief),
-      workers.explained(strategy),
-  ):
-    _train(config, workdir, strategy, stop, profile, chief)
+  with lock.held(workdir, takes=chief):
+    with (
+        events.recorded(workdir, writes=chief) as record,
+        workers.explained(strategy),
+    ):
+      _train(config, workdir, strategy, stop, profile, chief, record)
+    if chief and config.report:
+      page.write_or_warn(workdir)
 
 
-def _train(config, workdir, strategy, stop, profile, chief):
+def _train(config, workdir, strategy, stop, profile, chief, record):
   if checkpoint.any_in(workdir):
     config = config_lib.continued(config, workdir)
   flag = stop.make_flag(config.train.grace_seconds)
@@ -99,6 +104,13 @@ def _train(config, workdir, strategy, stop, profile, chief):
       'resuming' if step else 'starting', step, num_steps,
       f'{trainer.layout.size:,}', trainer.devices,
   )  # fmt: skip
+  record(
+      'start',
+      step=step,
+      parameters=trainer.layout.size,
+      devices=trainer.devices,
+      **provenance.software(),
+  )
 
   if began_at_end := step >= num_steps:
     logging.info(
