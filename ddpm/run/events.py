@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import logging as std_logging
 import os
 import threading
@@ -12,6 +11,7 @@ from absl import logging
 import tensorflow as tf
 
 from ddpm.runtime import files
+from ddpm.runtime import strict_json
 from ddpm.runtime.errors import Interrupted
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
@@ -82,4 +82,4 @@ class _Journal(std_logging.Handler):
         'event': event,
     }
     with self._changing:
-      self._text += json.dumps(row | details) + '\n'
+      self._text += strict_json.dumps(row | details) + '\n'
