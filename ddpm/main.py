@@ -5,6 +5,8 @@
 Rerun to resume.
 """
 
+import os
+
 from absl import flags
 from etils import epy
 from ml_collections import config_flags
@@ -17,6 +19,8 @@ from ddpm.runtime.errors import UserError
 
 # Loaded in main.
 with epy.lazy_imports():
+  import tensorflow as tf
+
   from ddpm.run import advice
   from ddpm.run import build
   from ddpm.run import config as config_lib
@@ -104,8 +108,21 @@ def main():
       print(line, flush=True)
     return
   files.make_writable_folder(FLAGS.workdir, name='--workdir')
+  _check_no_samples(FLAGS.workdir)
   steps = FLAGS.profile and profile.parse(FLAGS.profile)
   trainer_lib.train(config, FLAGS.workdir, strategy, stop, steps)
+
+
+def _check_no_samples(workdir):
+  """Raises UserError for an output of ddpm.sample, which has a grid, too."""
+  has_run, has_samples = (
+      tf.io.gfile.exists(os.path.join(workdir, name))
+      for name in ('config.json', 'manifest.json')
+  )
+  if has_samples and not has_run:
+    raise UserError(
+        f'--workdir {workdir} holds images of ddpm.sample: use another folder'
+    )
 
 
 def _parse(module, value):

@@ -172,6 +172,13 @@ def test_a_reader_that_leaves_is_no_error():
   assert not done.stderr, done.stderr
 
 
+def test_a_folder_of_samples_is_no_workdir(tmp_path):
+  (tmp_path / 'manifest.json').write_text('{}')
+  done = run_fork('ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={tmp_path}')
+  assert 'holds images of ddpm.sample' in error_line(done)
+  assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_fewer_steps_than_there_are(tmp_path):
   args = ['ddpm.main', *TINY_WITHOUT_XLA, f'--workdir={tmp_path}']
   assert run_fork(*args, '--config.train.num_steps=4').returncode == 0
