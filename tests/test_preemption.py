@@ -274,3 +274,44 @@ def test_a_second_sigterm_changes_nothing_and_the_grace_ends():
   code, seconds, said = stop(process, signal.SIGTERM)
   assert code == RESTART and 1 < seconds < 10
   assert 'exiting without saving' in said
+
+
+# A disk that takes a minute for each checkpoint but the first.
+_SLOW_DISK = """
+import runpy, time
+from ddpm.run import checkpoint
+
+flush = checkpoint._flush
+
+def slow(path):
+  if not path.endswith('ckpt-2'):
+    time.sleep(60)
+  flush(path)
+
+checkpoint._flush = slow
+runpy.run_module('ddpm.main', run_name='__main__', alter_sys=True)
+"""
+
+
+def test_a_disk_too_slow_for_the_grace_loses_no_checkpoint(tmp_path):
+  flags = [
+      *TINY_WITHOUT_XLA, f'--workdir={tmp_path}',
+      '--config.train.checkpoint_every_steps=2',
+      '--config.train.grace_seconds=5',
+  ]  # fmt: skip
+  process = subprocess.Popen(
+      [sys.executable, '-c', _SLOW_DISK, *flags],
+      cwd=ROOT, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  # The next save waits for that of step 4.
+  wait_for_line(process, 'step 6  loss')
+  code, seconds, said = stop(process, signal.SIGTERM)
+  assert code == RESTART and seconds < 10
+  assert 'exiting without saving' in said
+  before = {row['step']: row['loss'] for row in metrics(tmp_path)}
+  done = run_program('ddpm.main', *flags, '--config.train.num_steps=6')
+  assert done.returncode == 0, done.stderr
+  assert re.search('resuming at step [24] of 6', done.stderr)
+  after = {row['step']: row['loss'] for row in metrics(tmp_path)}
+  assert list(after) == [1, 2, 3, 4, 5, 6]
+  assert after == {step: before[step] for step in after}
