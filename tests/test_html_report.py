@@ -135,7 +135,7 @@ def test_a_run_may_go_on_without_it(trained):
   workdir = str(trained[0])
   config = facts_lib.read(workdir).config
   config.report = False
-  config_lib.check_same_trajectory(config, workdir)
+  assert not config_lib.continued(config, workdir).report
 
 
 def test_a_report_that_fails_is_a_warning(workdir, monkeypatch, caplog):
@@ -225,7 +225,8 @@ def test_scores_have_their_floor(workdir):
 
 def test_events_are_counted(workdir):
   path = workdir / 'events.jsonl'
-  start, end = [json.loads(line) for line in path.read_text().splitlines()]
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  start, end = [row for row in rows if row['event'] != 'warning']
   path.write_text('\n'.join(map(json.dumps, [
       start,
       start | {'step': 2},

@@ -90,7 +90,7 @@ def test_a_signal_ends_the_sampling_of_the_trainer_and_the_sampler(tmp_path):
   code, seconds, _ = stop(process, signal.SIGINT)
   assert code == RESTART and seconds < 10
   left = [path.name for path in (tmp_path / 'out').rglob('*')]
-  assert sorted(left) == ['job_0.json', 'parts']
+  assert sorted(left) == ['job_0.json', 'lock_0', 'parts']
 
 
 def test_a_signal_while_the_program_loads(tmp_path):
