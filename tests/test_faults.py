@@ -103,7 +103,7 @@ def test_an_update_that_is_not_finite_is_not_saved(tmp_path):
   """Adam's moments and the gradient are finite; the rate is not in float32."""
   huge = {'optimizer.learning_rate': 1e39, 'optimizer.warmup_steps': 0}
   with pytest.raises(UserError, match='params of step 1 is not finite'):
-    run(tmp_path, 3, **huge, **{'train.checkpoint_every_steps': 1})
+    run(tmp_path, 1, **huge)
   assert not list((tmp_path / 'checkpoints').glob('ckpt-*'))
 
 
