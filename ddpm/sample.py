@@ -20,6 +20,7 @@ import numpy as np
 import ddpm
 from ddpm.runtime import cluster
 from ddpm.runtime import program
+from ddpm.runtime import words
 from ddpm.runtime.errors import UserError
 from ddpm.sampling import flags as sampler_flags
 
@@ -320,6 +321,7 @@ def parse_seeds(text):
   Raises:
     UserError: the text is malformed, or a seed is repeated.
   """
+  shown = words.shortened(text)
   ranges = []
   for part in text.split(','):
     match = re.fullmatch(r'\s*(\d{1,19})(?:-(\d{1,19}))?\s*', part)
@@ -328,20 +330,20 @@ def parse_seeds(text):
       first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < 2**63:
       raise UserError(
-          f'--seeds is {text!r}, expected ranges and lists such as 0-63 or'
+          f'--seeds is {shown}, expected ranges and lists such as 0-63 or'
           ' 3,7,20-29'
       )
     ranges.append((first, last - first + 1))
   number = sum(length for _, length in ranges)
   if number > _MOST_SEEDS:
     raise UserError(
-        f'--seeds is {text!r}, {number} seeds, expected at most {_MOST_SEEDS}'
+        f'--seeds is {shown}, {number} seeds, expected at most {_MOST_SEEDS}'
     )
   seeds = np.concatenate(
       [np.arange(length, dtype=np.int64) + first for first, length in ranges]
   )
   if len(np.unique(seeds)) < len(seeds):
-    raise UserError(f'--seeds is {text!r}, expected each seed once')
+    raise UserError(f'--seeds is {shown}, expected each seed once')
   return seeds
 
 
@@ -351,19 +353,20 @@ def parse_labels(text, seeds, num_classes):
   Raises:
     UserError: the text is malformed, or a class is out of range.
   """
+  shown = words.shortened(text)
   if text == 'all':
     return (seeds % num_classes).astype(np.int32) if num_classes else None
   if not num_classes:
-    raise UserError(f'--labels is {text!r}, but the model has no classes')
+    raise UserError(f'--labels is {shown}, but the model has no classes')
   try:
     classes = np.array([int(part) for part in text.split(',')])
   except ValueError as e:
     raise UserError(
-        f'--labels is {text!r}, expected all, or classes such as 3 or 3,1,4'
+        f'--labels is {shown}, expected all, or classes such as 3 or 3,1,4'
     ) from e
   if classes.min() < 0 or classes.max() >= num_classes:
     raise UserError(
-        f'--labels is {text!r}, expected classes from 0 to {num_classes - 1}'
+        f'--labels is {shown}, expected classes from 0 to {num_classes - 1}'
     )
   return np.resize(classes, len(seeds)).astype(np.int32)
 

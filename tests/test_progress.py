@@ -113,6 +113,8 @@ def test_other_output_does_not_tear_a_bar():
 
 
 def test_words():
+  assert words.shortened('0-63') == "'0-63'"
+  assert words.shortened('1,' * 99) == repr('1,' * 28 + '1...')
   assert [words.duration(s) for s in (4.4, 59.9, 89, 4380)] == [
       '4 s', '1 min', '1 min', '1 h 13 min',
   ]  # fmt: skip

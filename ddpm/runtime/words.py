@@ -21,3 +21,8 @@ def size(num_bytes):
       return f'{num_bytes:.0f} B' if unit == 'B' else f'{num_bytes:.1f} {unit}'
     num_bytes /= 1000
   return f'{num_bytes:.1f} TB'
+
+
+def shortened(text):
+  """A text in quotes, of which a message shows only the beginning."""
+  return repr(text if len(text) <= 60 else f'{text[:57]}...')
