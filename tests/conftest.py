@@ -17,6 +17,7 @@ tf.config.set_logical_device_configuration(
 _LONGEST = (
     'test_step', 'test_sample', 'test_main', 'test_faults', 'test_convert',
     'test_sampler', 'test_preemption', 'test_api', 'test_evaluate',
+    'test_untidy', 'test_properties', 'test_html_report',
     'test_unet', 'test_torch_training', 'test_solvers', 'test_schedulers',
 )  # fmt: skip
 
