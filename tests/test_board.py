@@ -23,7 +23,7 @@ def curve(found, tag):
 
 
 def test_after_a_kill_each_step_is_there_once(tmp_path):
-  folder = tmp_path / 'board'
+  folder = tmp_path / 'lr=[1]'  # No pattern.
   first = board.TensorBoard(str(folder), first_step=0)
   first.config(1, tiny_config())
   for step in range(1, 6):

@@ -96,7 +96,7 @@ class TensorBoard:
 
 def _forget_after(directory, step):
   """Drops what earlier starts wrote about steps after `step`."""
-  paths = tf.io.gfile.glob(os.path.join(directory, 'events.out.tfevents.*'))
+  paths = files.matching(directory, 'events.out.tfevents.*')
   for path in sorted(paths, key=_age, reverse=True):
     with reading(path), tf.io.gfile.GFile(path, 'rb') as f:
       data = f.read()
