@@ -648,7 +648,7 @@ def _from_torch(path, tensor):
 
 def _read_json(path):
   try:
-    with open(path) as f:
+    with open(path, encoding='utf-8') as f:
       fields = json.load(f)
   except OSError as e:
     raise UserError(f'{path} cannot be read: {reason(e)}') from e

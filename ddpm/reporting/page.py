@@ -104,7 +104,8 @@ def render(facts, *, others=(), drawings=None, why_not_drawn='', live=False):
 
 
 def _file(name):
-  return importlib.resources.files(__package__).joinpath(name).read_text()
+  file = importlib.resources.files(__package__).joinpath(name)
+  return file.read_text(encoding='utf-8')
 
 
 def _value(value):
