@@ -167,10 +167,9 @@ def _data(workdir, unreadable):
 
 def _grids(workdir):
   """Step -> path of WORKDIR/samples/step_*.png."""
-  # Not by a pattern: a folder's name may have brackets.
-  folder = os.path.join(workdir, 'samples')
-  if not tf.io.gfile.isdir(folder):
-    return {}
-  names = sorted(tf.io.gfile.listdir(folder))
-  found = [re.fullmatch(r'step_(\d+)\.png', name) for name in names]
-  return {int(m[1]): os.path.join(folder, m[0]) for m in found if m}
+  paths = files.matching(os.path.join(workdir, 'samples'), 'step_*.png')
+  found = {
+      path: re.fullmatch(r'step_(\d+)\.png', os.path.basename(path))
+      for path in paths
+  }
+  return {int(match[1]): path for path, match in found.items() if match}

@@ -48,8 +48,7 @@ class Picture:
 
 def of_pixels(pixels, alt):
   """A picture of uint8 [H, W, C], with 1, 3 or 4 channels."""
-  image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-  return _encode(image, alt)
+  return _encode(pictures.to_image(pixels), alt)
 
 
 def of_frames(frames, alt):
@@ -91,8 +90,7 @@ def of_grid(step, path, most=MOST_PIXELS):
 
 
 def _encode(image, alt, most=MOST_PIXELS):
-  shrink = -(-max(image.size) // most)
-  image = image.reduce(shrink) if shrink > 1 else image
+  image = pictures.shrunk(image, most)
   file = io.BytesIO()
   image.save(file, 'png')
   return Picture(alt, file.getvalue(), *image.size)

@@ -393,10 +393,8 @@ def _check_finite(state, step):
   The step looks at the gradient only. A rate or an epsilon beyond float32's
   range makes the update infinite.
   """
-  vectors = {name: state[name] for name in ('params', 'adam_m', 'adam_v')}
-  vectors |= {f'ema/{name}': value for name, value in state['ema'].items()}
-  for name, value in vectors.items():
-    if not _is_finite(value):
+  for name, (group, key) in _places(_entries(state)).items():
+    if f'{name}/'.startswith(_FINITE) and not _is_finite(group[key]):
       raise UserError(
           f'{name} of step {step} is not finite, and not saved: lower'
           ' optimizer.learning_rate, or raise optimizer.epsilon; the last'

@@ -86,10 +86,7 @@ def animation(frames):
   Returns:
     The file's bytes.
   """
-  shrink = -(-max(frames[0].shape[:2]) // _ANIMATION_PIXELS)
-  pictures = [Image.fromarray(f.squeeze(2) if f.shape[2] == 1 else f)
-              for f in frames]  # fmt: skip
-  pictures = [picture.reduce(shrink) for picture in pictures]
+  pictures = [shrunk(to_image(frame), _ANIMATION_PIXELS) for frame in frames]
   milliseconds = [1000.0 * _ANIMATION_SECONDS / len(frames)] * len(frames)
   milliseconds[-1] = 1000.0 * _END_SECONDS
   file = io.BytesIO()
@@ -98,6 +95,17 @@ def animation(frames):
       duration=milliseconds, loop=0,
   )  # fmt: skip
   return file.getvalue()
+
+
+def to_image(pixels):
+  """Pillow's image of uint8 [H, W, C], with 1, 3 or 4 channels."""
+  return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
+def shrunk(image, most):
+  """An image that is not larger than so many pixels, by an integer factor."""
+  factor = -(-max(image.size) // most)
+  return image.reduce(factor) if factor > 1 else image
 
 
 def _decode(path, channels):
