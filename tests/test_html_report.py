@@ -111,6 +111,15 @@ def test_training_writes_it_and_says_what_it_cost(trained):
   assert 'tensorflow' in parsed.text
 
 
+def test_a_last_step_that_was_not_logged(workdir):
+  """As where train.log_every_steps does not divide train.num_steps."""
+  path = workdir / 'metrics.jsonl'
+  path.write_text(''.join(path.read_text().splitlines(keepends=True)[:3]))
+  parsed = render(workdir)
+  assert 'finished, step 4 of 4' in parsed.text
+  assert parsed.all('img')[-1]['alt'].startswith('Samples at step 4,')
+
+
 def test_the_config_can_be_made_from_the_command(trained, monkeypatch):
   """The report alone is enough, also without the workdir."""
   facts = facts_lib.read(str(trained[0]))

@@ -8,6 +8,7 @@ import re
 from ml_collections import config_dict
 import tensorflow as tf
 
+from ddpm.run import checkpoint
 from ddpm.run import config as config_lib
 from ddpm.run import defaults
 from ddpm.runtime import files
@@ -27,6 +28,7 @@ class Facts:
     scores: rows of evaluation.jsonl.
     events: rows of events.jsonl.
     grids: dict of step -> path of the grid drawn there, in order.
+    saved: step of the newest checkpoint; 0 for none.
     unreadable: what was left out, in words.
   """
 
@@ -37,6 +39,7 @@ class Facts:
   scores: list
   events: list
   grids: dict
+  saved: int
   unreadable: list
 
   @property
@@ -48,7 +51,9 @@ class Facts:
   def step(self):
     """The last step that anything is known of; 0 for none."""
     steps = [row.get('step') for row in [*self.metrics, *self.events]]
-    return max((step for step in steps if isinstance(step, int)), default=0)
+    # The last steps of a run need not be logged.
+    known = [step for step in steps if isinstance(step, int)]
+    return max([self.saved, *known])
 
   @property
   def starts(self):
@@ -87,6 +92,7 @@ def read(workdir):
       scores=[r for r in rows['evaluation'] if _is_score(r)],
       events=[r for r in rows['events'] if {'event', 'seconds'} <= set(r)],
       grids=_grids(workdir),
+      saved=checkpoint.newest_step(workdir),
       unreadable=unreadable,
   )
   last, drawn = config.train.num_steps, os.path.join(workdir, 'grid.png')

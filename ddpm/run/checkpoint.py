@@ -293,6 +293,11 @@ def any_in(workdir):
   return bool(_list(workdir))
 
 
+def newest_step(workdir):
+  """Step of a workdir's newest checkpoint, damaged or not; 0 for none."""
+  return max((step for step, _ in _list(workdir)), default=0)
+
+
 def read_weights(path, layout, weights):
   """Reads one flat vector of weights from a checkpoint.
 
