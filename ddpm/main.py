@@ -134,18 +134,33 @@ def _parse(module, value):
 
 def _predict(config, topology):
   size = trainer_lib.replica_batch_size(config, topology.devices)
-  cost = cost_lib.of_step(config, size)
-  step = topology_lib.predict(
-      topology,
-      flops=cost.flops,
-      update_bytes=cost.update_bytes,
-      reduced_bytes=cost.reduced_bytes,
-      precision=config.precision,
-  )
+  cost = _count(config, size)
   print(f'parameters: {cost.parameters}')
   print(f'replicas: {topology.devices}')
   print(f'per-replica batch: {size}')
   print(f'per-replica step: {cost.flops / 1e9:.1f} GFLOP')
+  _print_prediction(
+      config,
+      topology,
+      flops=cost.flops,
+      update_bytes=cost.update_bytes,
+      reduced_bytes=cost.reduced_bytes,
+  )
+  print(
+      f'memory: {cost.peak_bytes / 2**30:.2f} GiB peak of'
+      f' {topology.device.memory / 2**30:.1f} GiB per device'
+  )
+
+
+def _count(config, size):
+  """The cost of a step of `size` images on an accelerator."""
+  return cost_lib.of_step(
+      config, size, jit_compile=config.jit_compile is not False
+  )
+
+
+def _print_prediction(config, topology, **counted):
+  step = topology_lib.predict(topology, precision=config.precision, **counted)
   print(
       f'step: {step.seconds * 1e3:.3f} ms = gradient {step.gradient * 1e3:.3f}'
       f' + all-reduce {step.all_reduce * 1e3:.3f}'
@@ -154,10 +169,6 @@ def _predict(config, topology):
   )
   print(f'images/s: {config.train.batch_size / step.seconds:.0f}')
   print(f'efficiency: {step.efficiency:.3f}')
-  print(
-      f'memory: {cost.peak_bytes / 2**30:.2f} GiB peak of'
-      f' {topology.device.memory / 2**30:.1f} GiB per device'
-  )
 
 
 def _compile(config, target):
@@ -181,18 +192,28 @@ def _compile(config, target):
       f'memory: {step.peak / 2**30:.2f} GiB peak per device,'
       f' {step.temporary / 2**30:.2f} GiB of it temporary'
   )
-  if step.flops is None:
-    flops = cost_lib.of_step(config, size).flops
-    print(f'per-replica step: {flops / 1e9:.1f} GFLOP, by the graph')
-    print('memory read and written: not counted by this compiler')
-  else:
-    print(f'per-replica step: {step.flops / 1e9:.1f} GFLOP')
+  cost = _count(config, size)
+  flops = step.flops or cost.flops
+  by = '' if step.flops else ', by the graph'
+  print(f'per-replica step: {flops / 1e9:.1f} GFLOP{by}')
+  if step.bytes_accessed:
     print(f'memory read and written: {step.bytes_accessed / 1e9:.2f} GB')
+  else:
+    print('memory read and written: not counted by this compiler')
   sizes = ', '.join(f'{size / 1e6:.1f} MB' for size in step.all_reduces)
   print(f'all-reduces: {len(step.all_reduces)}' + f' ({sizes})' * bool(sizes))
   print(f'not updated in place: {", ".join(step.not_aliased) or "nothing"}')
   print(f'on the host: {", ".join(step.host_ops) or "nothing"}')
   print(f'compiled in {step.seconds:.0f} s')
+  if device := topology_lib.DEVICES.get(target.name):
+    _print_prediction(
+        config,
+        topology_lib.Topology(1, step.devices, device),
+        flops=flops,
+        accessed_bytes=step.bytes_accessed or 0,
+        update_bytes=cost.update_bytes,
+        reduced_bytes=sum(step.all_reduces),
+    )
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from ddpm.run import build
 from ddpm.training import cost
+from ddpm.training import step as step_lib
 
 SIZE, CHANNELS, BATCH = 7, 8, 4  # of the tiny network's feature maps
 
@@ -23,11 +24,15 @@ def multiplications(config):
   return inner + first, inner
 
 
+def cost_of(config, images=BATCH, jit_compile=False):
+  return cost.of_step(config, images, jit_compile=jit_compile)
+
+
 @pytest.mark.parametrize('accumulation_steps', [1, 2])
 def test_flops_are_those_of_all_layers(accumulation_steps):
   config = tiny_config(**{'train.accumulation_steps': accumulation_steps})
   everything, inner = multiplications(config)
-  got = cost.of_step(config, BATCH)
+  got = cost_of(config)
   # The gradient of the weights costs as much as the layer; so does that of its
   # input.
   assert got.flops == 2 * BATCH * (2 * everything + inner)
@@ -44,31 +49,64 @@ def test_flops_of_an_image_are_three_forward_passes():
 
 
 def test_remat_computes_more_and_keeps_less():
-  plain = cost.of_step(tiny_config(), BATCH)
-  remat = cost.of_step(tiny_config(**{'train.remat': True}), BATCH)
+  plain, remat = (
+      cost_of(tiny_config(**{'train.remat': remat}), images=64)
+      for remat in (False, True)
+  )
   assert plain.flops < remat.flops < 4 / 3 * plain.flops
-  assert remat.activation_bytes < plain.activation_bytes
+  assert remat.gradient_bytes < 0.6 * plain.gradient_bytes
   assert remat.peak_bytes < plain.peak_bytes
 
 
 def test_less_is_reduced_in_bfloat16():
-  plain = cost.of_step(tiny_config(), BATCH)
-  half = cost.of_step(
-      tiny_config(**{'distribute.all_reduce_dtype': 'bfloat16'}), BATCH
-  )
+  plain = cost_of(tiny_config())
+  half = cost_of(tiny_config(**{'distribute.all_reduce_dtype': 'bfloat16'}))
   assert plain.reduced_bytes - half.reduced_bytes == 2 * plain.parameters
   assert plain.state_bytes == 4 * 4 * plain.parameters  # one EMA
 
 
-def test_what_is_kept_is_what_the_gradient_uses():
+def test_an_update_in_place_needs_no_second_state():
+  plain, in_place = (
+      cost_of(tiny_config(), images=1, jit_compile=jit)
+      for jit in (False, True)
+  )
+  state, gradients = plain.state_bytes, 2 * 4 * plain.parameters
+  assert plain.peak_bytes == 2 * state + gradients
+  # The gradient needs more than the update.
+  assert in_place.peak_bytes == state + in_place.gradient_bytes
+  assert in_place.gradient_bytes > gradients
+
+
+def test_the_peak_is_what_is_in_memory_at_once():
   @tf.function(input_signature=[tf.TensorSpec([5, 3])])
   def gradient(x):
     with tf.GradientTape() as tape:
       tape.watch(x)
       y = tf.exp(tf.sin(x))  # exp's gradient uses its result, sin's only x
       z = tf.tanh(tf.reshape(y, [-1]))  # tanh's uses its result
-      z = tf.reduce_sum(tf.reshape(z, [3, 5]) ** 2)  # the same memory
+      z = tf.reduce_sum(tf.reshape(z, [3, 5]))  # the same memory
     return tape.gradient(z, x)
 
-  operations = cost._needed(gradient.get_concrete_function().graph)
-  assert cost._kept_bytes(operations) == 2 * 15 * 4
+  # At once: the results of exp and tanh, the gradient before and after tanh.
+  peak = cost._peak_bytes(gradient.get_concrete_function().graph)
+  assert peak == 4 * 15 * 4
+
+
+def test_what_is_not_used_any_more_is_freed():
+  @tf.function(input_signature=[tf.TensorSpec([100])])
+  def chain(x):
+    for _ in range(10):
+      x = tf.sin(x)
+    return x
+
+  # An operation's input and its output.
+  peak = cost._peak_bytes(chain.get_concrete_function().graph)
+  assert peak == 2 * 100 * 4
+
+
+def test_shapes_need_no_memory():
+  """A network of 2 billion weights, more than most laptops could hold."""
+  config = tiny_config(**{'model.channels': 2**13})
+  train_step, specs = step_lib.without_weights(config)
+  assert train_step.layout.size > 2e9
+  assert specs['adam_m'].shape == [train_step.layout.size]

@@ -75,21 +75,21 @@ def our_losses(config, model, params):
   step = step_lib.TrainStep.from_config(config, model, layout)
   state = step.initial_state(params)
   gradient = step_lib.compile_gradient(
-      step, state, replica_batch_size=BATCH, jit_compile=False
+      step, state.specs(), replica_batch_size=BATCH, jit_compile=False
   )
-  update = step_lib.compile_update(step, state, jit_compile=False)
-  tensors, losses = state.read(), []
+  update = step_lib.compile_update(step, state.specs(), jit_compile=False)
+  losses = []
   for images in IMAGES:
     batch = {
         'image': tf.constant(images),
         'label': tf.zeros([BATCH], tf.int32),
         'position': tf.range(BATCH, dtype=tf.int64),
     }
-    inputs = {name: tensors[name] for name in step_lib.INPUTS}
+    inputs = state.read(*step_lib.INPUTS)
     packed = gradient(inputs, tf.constant(0.0), batch)
-    tensors, metrics = update(tensors, packed)
+    metrics = update(state.handles(), packed)
     losses.append(float(metrics['loss']))
-  return np.array(losses), tensors['params'].numpy()
+  return np.array(losses), state.params.numpy()
 
 
 def test_twenty_adam_steps_are_pytorchs(tmp_path):

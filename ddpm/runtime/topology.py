@@ -2,7 +2,8 @@
 
 The assumptions, which launch/README.md states to the user:
 
-- A device reaches UTILIZATION of its peak FLOP/s.
+- The gradient takes as long as its FLOPs, of which a device reaches UTILIZATION
+  of its peak, or as its memory traffic, if that is known and takes longer.
 - The update is bound by memory.
 - The all-reduce is a ring, after the gradient: each device sends and receives
   2 (n - 1) / n times the vector (Patarasuk and Yuan 2009).
@@ -146,7 +147,13 @@ class Prediction(typing.NamedTuple):
 
 
 def predict(
-    topology, *, flops, update_bytes, reduced_bytes, precision
+    topology,
+    *,
+    flops,
+    update_bytes,
+    reduced_bytes,
+    precision,
+    accessed_bytes=0,
 ):
   """Predicts a step.
 
@@ -156,6 +163,8 @@ def predict(
     update_bytes: memory that the update reads and writes.
     reduced_bytes: length of the vector that is all-reduced.
     precision: of the products, one of `precision.PRECISIONS`.
+    accessed_bytes: memory that gradient and update read and write; 0 if that is
+      not known.
 
   Returns:
     `Prediction`.
@@ -166,7 +175,10 @@ def predict(
   if topology.hosts > 1:
     link = min(link, device.network)
   return Prediction(
-      gradient=flops / (UTILIZATION * device.peak(precision)),
+      gradient=max(
+          flops / (UTILIZATION * device.peak(precision)),
+          (accessed_bytes - update_bytes) / device.bandwidth,
+      ),
       all_reduce=network_bytes / link,
       update=update_bytes / device.bandwidth,
       network_bytes=network_bytes,

@@ -18,9 +18,8 @@ import typing
 
 from absl import logging
 import numpy as np
+import tensorflow as tf
 
-from ddpm.nn import flat
-from ddpm.run import build
 from ddpm.runtime.errors import reason
 from ddpm.runtime.errors import UserError
 from ddpm.training import step as step_lib
@@ -154,14 +153,15 @@ def _jax_step(config, replicas, platform):
       functools.partial(call_tf._call_tf_lowering, platform='cpu'),
       platform=platform,
   )
-  model = build.make_model(config)
-  train_step = step_lib.TrainStep.from_config(config, model, flat.Layout(model))
-  state = train_step.initial_state(flat.flatten(model.trainable_variables))
+  train_step, specs = step_lib.without_weights(config)
   b = trainer.replica_batch_size(config, replicas)
   gradient = step_lib.compile_gradient(
-      train_step, state, replica_batch_size=b, jit_compile=True
+      train_step, specs, replica_batch_size=b, jit_compile=True
   )
-  update = step_lib.compile_update(train_step, state, jit_compile=True)
+  packed = tf.TensorSpec([train_step.packed_size()], tf.float32)
+  update = tf.function(
+      train_step.update, jit_compile=True, autograph=False
+  ).get_concrete_function(specs, packed)
 
   def all_reduce(packed):  # As `TrainStep.all_reduce`.
     size, dtype = train_step.layout.size, train_step.all_reduce_dtype
@@ -180,14 +180,14 @@ def _jax_step(config, replicas, platform):
   def shape(x):
     return jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype)
 
-  n = config.train.batch_size
+  n, image_shape = config.train.batch_size, train_step.model.image_shape
   batch = {
-      'image': jax.ShapeDtypeStruct((n, *model.image_shape), np.uint8),
+      'image': jax.ShapeDtypeStruct((n, *image_shape), np.uint8),
       'label': jax.ShapeDtypeStruct((n,), np.int32),
       'position': jax.ShapeDtypeStruct((n,), np.int64),
   }
   stop = jax.ShapeDtypeStruct((), np.float32)
-  return step, (jax.tree.map(shape, state.read()), stop, batch)
+  return step, (jax.tree.map(shape, specs), stop, batch)
 
 
 def largest_batch_size(config, target):

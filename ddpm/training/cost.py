@@ -1,13 +1,12 @@
 """What a training step costs, counted in its graph."""
 
+import collections
 import dataclasses
 import math
 import typing
 
 import tensorflow as tf
 
-from ddpm.nn import flat
-from ddpm.run import build
 from ddpm.training import step as step_lib
 
 # Operations whose output is their input's memory.
@@ -22,16 +21,18 @@ class Cost(typing.NamedTuple):
     emas: EMAs of them.
     flops: additions and multiplications of all convolutions and products of
       matrices, forward and backward.
-    activation_bytes: what the forward pass of a microbatch keeps for the
-      backward pass, without XLA, which keeps less.
+    gradient_bytes: memory that the gradient of a microbatch needs, without XLA,
+      which needs less.
     reduced_bytes: length of what is all-reduced.
+    in_place: whether the update writes over the state, as XLA does.
   """
 
   parameters: int
   emas: int
   flops: int
-  activation_bytes: int
+  gradient_bytes: int
   reduced_bytes: int
+  in_place: bool
 
   @property
   def state_bytes(self):
@@ -42,12 +43,13 @@ class Cost(typing.NamedTuple):
   def peak_bytes(self):
     """Peak memory of a step: that of the gradient, or that of the update.
 
-    The gradient is there in parts and as one vector; the update has the summed
-    gradient, and makes a new state before it drops the old one.
+    The update has the gradient before and after it is clipped, and may make a
+    new state before it drops the old one.
     """
-    gradient = self.activation_bytes + 2 * 4 * self.parameters
-    update = self.state_bytes + 2 * 4 * self.parameters
-    return self.state_bytes + max(gradient, update)
+    update = 2 * 4 * self.parameters
+    if not self.in_place:
+      update += self.state_bytes
+    return self.state_bytes + max(self.gradient_bytes, update)
 
   @property
   def update_bytes(self):
@@ -55,35 +57,34 @@ class Cost(typing.NamedTuple):
     return 2 * self.state_bytes + 4 * self.parameters
 
 
-def of_step(config, replica_batch_size):
+def of_step(config, replica_batch_size, *, jit_compile):
   """Counts the step of a config.
 
   Args:
     config: a valid config.
     replica_batch_size: images of a replica, which train.accumulation_steps
       divides.
+    jit_compile: whether XLA compiles it.
 
   Returns:
     `Cost`.
   """
-  model = build.make_model(config)
-  params = flat.flatten(model.trainable_variables)
-  train_step = step_lib.TrainStep.from_config(config, model, flat.Layout(model))
+  train_step, specs = step_lib.without_weights(config)
   microbatches = train_step.accumulation_steps
-  microbatch = replica_batch_size // microbatches
-  with tf.device('CPU:0'):
-    state = train_step.initial_state(params)
-    gradient = step_lib.compile_gradient(
-        dataclasses.replace(train_step, accumulation_steps=1), state,
-        replica_batch_size=microbatch, jit_compile=False,
-    )  # fmt: skip
-  operations = _needed(gradient.graph)
+  gradient = step_lib.compile_gradient(
+      dataclasses.replace(train_step, accumulation_steps=1), specs,
+      replica_batch_size=replica_batch_size // microbatches, jit_compile=False,
+  )  # fmt: skip
+  gradient_bytes = _peak_bytes(gradient.graph)
+  if microbatches > 1:  # The sum so far.
+    gradient_bytes += 4 * train_step.packed_size()
   return Cost(
-      parameters=params.shape[0],
+      parameters=train_step.layout.size,
       emas=len(train_step.emas.names),
-      flops=microbatches * sum(map(_flops, operations)),
-      activation_bytes=_kept_bytes(operations),
+      flops=microbatches * sum(map(_flops, _needed(gradient.graph))),
+      gradient_bytes=gradient_bytes,
       reduced_bytes=train_step.reduced_bytes(),
+      in_place=jit_compile,
   )
 
 
@@ -146,23 +147,36 @@ def _flops(operation):
   return 0
 
 
-def _kept_bytes(operations):
-  """Memory of what was computed before the gradient and is used by it."""
-  first = next(
-      i
-      for i, operation in enumerate(operations)
-      if operation.name.startswith('gradient_tape')
-  )
-  forward = set(operations[:first])
-  kept = {}
-  for operation in operations[first:]:
-    for tensor in operation.inputs:
-      if tensor.op in forward:
-        while tensor.op.type in _VIEWS:
-          tensor = tensor.op.inputs[0]
-        if tensor.op.type not in ('Const', 'Placeholder'):
-          kept[tensor.ref()] = _size(tensor) * tensor.dtype.size
-  return sum(kept.values())
+def _peak_bytes(graph):
+  """The most memory that a function's results need at once.
+
+  As if its operations ran in order, one by one, and each result were freed
+  after its last use. The function's inputs do not count.
+  """
+  operations = _needed(graph)
+  last_use = {_memory(tensor): len(operations) for tensor in graph.outputs}
+  for i, operation in reversed(list(enumerate(operations))):
+    for tensor in (*operation.inputs, *operation.outputs):
+      last_use.setdefault(_memory(tensor), i)
+  freed = collections.Counter()  # Bytes, by the operation that uses them last.
+  now = peak = 0
+  for i, operation in enumerate(operations):
+    if operation.type not in (*_VIEWS, 'Const', 'Placeholder'):
+      for tensor in operation.outputs:
+        if tensor.shape.is_fully_defined():  # Not so are only tiny ones.
+          size = _size(tensor) * tensor.dtype.size
+          freed[last_use[_memory(tensor)]] += size
+          now += size
+    peak = max(peak, now)
+    now -= freed[i]
+  return peak
+
+
+def _memory(tensor):
+  """What tensors that share their memory have in common."""
+  while tensor.op.type in _VIEWS:
+    tensor = tensor.op.inputs[0]
+  return tensor.ref()
 
 
 def _size(tensor):

@@ -47,7 +47,9 @@ def lines(config, strategy):
     yield f'memory: {peak / 2**30:.2f} GiB peak on the fullest GPU'
   else:
     yield f'memory: {memory.peak() / 2**30:.2f} GiB peak resident set'
-  cost = cost_lib.of_step(config, images)
+  cost = cost_lib.of_step(
+      config, images, jit_compile=build.jit_compile(config, strategy)
+  )
   yield f'per-replica memory: {cost.peak_bytes / 2**30:.2f} GiB, as counted'
   flops = cost.flops / images
   yield f'FLOPs per image: {flops / 1e9:.3g} GFLOP, forward and backward'

@@ -42,27 +42,42 @@ class State:
       self, params, *, ema_names=(), loss_history=None, num_terms=1,
       loss_scale=1.0,
   ):  # fmt: skip
-    self.step = _variable(tf.zeros([], tf.int64))
-    self.params = _variable(params)
-    self.adam_m = _variable(tf.zeros_like(params))
-    self.adam_v = _variable(tf.zeros_like(params))
-    self.ema = {name: _variable(params) for name in ema_names}
-    self.loss_history = tf.nest.map_structure(_variable, loss_history or {})
-    self.quartiles = _variable(tf.zeros([num_terms + 1, 4]))
-    self.loss_scale = _variable(tf.constant(loss_scale))
-    self.good_steps = _variable(tf.zeros([], tf.int64))
-    self.skipped_steps = _variable(tf.zeros([], tf.int64))
+    self.step = variable(tf.zeros([], tf.int64))
+    self.params = variable(params)
+    self.adam_m = variable(tf.zeros_like(params))
+    self.adam_v = variable(tf.zeros_like(params))
+    self.ema = {name: variable(params) for name in ema_names}
+    self.loss_history = tf.nest.map_structure(variable, loss_history or {})
+    self.quartiles = variable(tf.zeros([num_terms + 1, 4]))
+    self.loss_scale = variable(tf.constant(loss_scale))
+    self.good_steps = variable(tf.zeros([], tf.int64))
+    self.skipped_steps = variable(tf.zeros([], tf.int64))
 
   def variables(self):
     """The variables as a nest: a dict that mirrors the attributes."""
     return dict(vars(self))
 
-  def read(self):
-    """The values, as the same nest of tensors."""
-    return tf.nest.map_structure(tf.convert_to_tensor, self.variables())
+  def read(self, *names):
+    """The values, as the same nest of tensors: all, or those of some names."""
+    variables = self.variables()
+    return tf.nest.map_structure(
+        tf.convert_to_tensor,
+        {name: variables[name] for name in names or variables},
+    )
+
+  def specs(self):
+    """Their shapes and types, as the same nest of `tf.TensorSpec`."""
+    return tf.nest.map_structure(
+        lambda v: tf.TensorSpec(v.shape, v.dtype), self.variables()
+    )
+
+  def handles(self):
+    """The handles of this replica's variables, as the same nest."""
+    return tf.nest.map_structure(lambda v: v.handle, self.variables())
 
 
-def _variable(value):
+def variable(value):
+  """A variable of which each replica of the strategy has its own copy."""
   return tf.Variable(
       value,
       trainable=False,

@@ -259,6 +259,10 @@ class TrainStep:
     rest = 4 * (self.packed_size() - self.layout.size)
     return tf.as_dtype(self.all_reduce_dtype).size * self.layout.size + rest
 
+  def is_frozen(self, state):
+    """Boolean scalar: a step before was one too many without a gradient."""
+    return state['skipped_steps'] > self.max_skipped_steps
+
   def update(self, state, packed):
     """The next state.
 
@@ -273,7 +277,7 @@ class TrainStep:
       New state, and the step's metrics, a dict of scalars.
     """
     gradient, terms, stop = self.unpack(packed)
-    frozen = state['skipped_steps'] > self.max_skipped_steps
+    frozen = self.is_frozen(state)
     # A sum is finite only if all its summands are.
     finite = tf.math.is_finite(tf.reduce_sum(tf.abs(packed)))
     gradient, norm = self.clip.total(gradient)
@@ -349,8 +353,24 @@ def _by_quartile(names, sums):
   }  # fmt: skip
 
 
-def compile_gradient(train_step, state, *, replica_batch_size, jit_compile):
-  """`TrainStep.gradient` as a concrete function, for a replica's batch."""
+def without_weights(config):
+  """The `TrainStep` of a config, and its `State.specs`; allocates nothing."""
+  with tf.Graph().as_default():
+    model = build.make_model(config)
+    train_step = TrainStep.from_config(config, model, flat.Layout(model))
+    state = train_step.initial_state(flat.flatten(model.trainable_variables))
+    return train_step, state.specs()
+
+
+def compile_gradient(train_step, specs, *, replica_batch_size, jit_compile):
+  """`TrainStep.gradient` as a concrete function.
+
+  Args:
+    train_step: `TrainStep`.
+    specs: of its state, `State.specs`.
+    replica_batch_size: images of a replica's batch.
+    jit_compile: whether to compile with XLA.
+  """
   b = replica_batch_size
   batch = {
       'image': tf.TensorSpec([b, *train_step.model.image_shape], tf.uint8),
@@ -366,17 +386,45 @@ def compile_gradient(train_step, state, *, replica_batch_size, jit_compile):
       experimental_attributes={'_noinline': True},
   )
   return function.get_concrete_function(
-      _specs(_inputs(state.read())), tf.TensorSpec([], tf.float32), batch
-  )
+      {name: specs[name] for name in INPUTS}, tf.TensorSpec([], tf.float32),
+      batch,
+  )  # fmt: skip
 
 
-def compile_update(train_step, state, *, jit_compile):
-  """`TrainStep.update` as a concrete function."""
-  function = tf.function(
-      train_step.update, jit_compile=jit_compile, autograph=False
+def compile_update(train_step, specs, *, jit_compile):
+  """`TrainStep.update`, in place, as a concrete function.
+
+  It takes the handles of a replica's variables, not their values: XLA then
+  writes the new state over the old one, where else both would be in memory at
+  once.
+
+  Args:
+    train_step: `TrainStep`.
+    specs: of its state, `State.specs`.
+    jit_compile: whether to compile with XLA.
+
+  Returns:
+    Concrete function (`State.handles`, packed) -> metrics.
+  """
+
+  def read(handle, spec):
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=spec.dtype)
+    value.set_shape(spec.shape)
+    return value
+
+  def update(handles, packed):
+    state = tf.nest.map_structure(read, handles, specs)
+    new, metrics = train_step.update(state, packed)
+    for handle, value in zip(tf.nest.flatten(handles), tf.nest.flatten(new)):
+      tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+    return metrics
+
+  function = tf.function(update, jit_compile=jit_compile, autograph=False)
+  handles = tf.nest.map_structure(
+      lambda _: tf.TensorSpec([], tf.resource), specs
   )
   packed = tf.TensorSpec([train_step.packed_size()], tf.float32)
-  return function.get_concrete_function(_specs(state.read()), packed)
+  return function.get_concrete_function(handles, packed)
 
 
 def compile_on_one_device(gradient, update, state, strategy):
@@ -398,19 +446,29 @@ def compile_on_one_device(gradient, update, state, strategy):
   @tf.function(autograph=False)
   def run(stop, batch):
     with tf.device(first):
-      tensors = state.read()
-      return update(tensors, gradient(_inputs(tensors), stop, batch))
+      packed = gradient(state.read(*INPUTS), stop, batch)
+      return update(tf.nest.map_structure(lambda v: v.handle, copy), packed)
 
+  with tf.device(first):
+    copy = tf.nest.map_structure(tf.Variable, state.read())
   run(*tf.nest.map_structure(
       lambda x: tf.zeros(x.shape, x.dtype), (stop, batch)
   ))  # fmt: skip
 
 
-def make_loop(train_step, state, strategy, *, gradient, update, stop):
-  """Makes the function that runs several steps in one call.
+class Loop:
+  """Runs several steps in one call, and keeps the devices busy.
 
-  Whether it goes on depends on the step before the last one, so that the host
-  can start a step while the devices still compute the one before it.
+  A call returns once the devices have the last step to compute, and whether the
+  loop goes on depends on the step before: the host always has the next step
+  ready. So it looks at the metrics of the step before; those of the newest step
+  stay on the devices until `newest` fetches them.
+
+  Attributes:
+    run: `tf.function` (block, first, last, seen) -> seen. `block` holds the
+      batches of several steps, each tensor [K, B, ...]; it runs steps first to
+      last - 1 of the block. `seen` are the metrics, on the host, of the step
+      before the last that ran; what `restart` or the call before returned.
 
   Args:
     train_step: `TrainStep`.
@@ -419,76 +477,82 @@ def make_loop(train_step, state, strategy, *, gradient, update, stop):
     gradient, update: of `compile_gradient` and `compile_update`.
     stop: scalar variable on the host: if it is not 0, the loops of all workers
       end early, after the same step.
-
-  Returns:
-    A `tf.function` (block, first, last) -> metrics of the last step that ran.
-    `block` holds the batches of several steps, each tensor [K, B, ...]; it runs
-    steps first to last - 1 of the block.
   """
-  # Metrics by type, as vectors: few copies to the host.
-  shown = update.structured_outputs[1]
-  groups = [
-      [name for name, x in shown.items() if x.dtype == dtype]
-      for dtype in (tf.int64, tf.float32)
-  ]
 
-  def to_vectors(metrics):
-    return [tf.stack([metrics[name] for name in group]) for group in groups]
+  def __init__(self, train_step, state, strategy, *, gradient, update, stop):
+    self._train_step = train_step
+    self._state = state
+    self._strategy = strategy
+    self._gradient = gradient
+    self._update = update
+    self._stop = stop
+    # Metrics by type, as vectors: few copies to the host.
+    shown = update.structured_outputs
+    self._names = [
+        [name for name, x in shown.items() if x.dtype == dtype]
+        for dtype in (tf.int64, tf.float32)
+    ]
+    with strategy.scope():
+      self._newest = [
+          state_lib.variable(tf.zeros([len(names)], dtype))
+          for names, dtype in zip(self._names, (tf.int64, tf.float32))
+      ]
+    self.run = tf.function(self._run, autograph=False)
 
-  def to_metrics(vectors):
-    return {
-        name: x for group, vector in zip(groups, vectors)
-        for name, x in zip(group, tf.unstack(vector))
-    }  # fmt: skip
+  def restart(self):
+    """Forgets all metrics. Returns the first call's `seen`."""
+    for vector in self._newest:
+      vector.assign(tf.zeros_like(vector))
+    return [tf.zeros(v.shape, v.dtype) for v in self._newest]
 
-  def replica_step(block, i, stop):
-    tensors = state.read()
-    batch = {name: block[name][i] for name in ('image', 'label', 'position')}
-    packed = gradient(_inputs(tensors), stop, batch)
-    packed = train_step.all_reduce(packed)
-    new, metrics = update(tensors, packed)
-    tf.nest.map_structure(lambda v, x: v.assign(x), state.variables(), new)
-    return to_vectors(metrics)
+  def newest(self):
+    """Metrics of the last step that ran: waits for it.
 
-  def run_step(i, block):
-    # Read here, before each step: a device need not see the host's variable.
-    now = tf.convert_to_tensor(stop)
-    with tf.device(None):  # The strategy's devices.
-      vectors = strategy.run(replica_step, args=(block, i, now))
-    return [strategy.experimental_local_results(v)[0] for v in vectors]
+    Returns:
+      Dict of scalars, as `TrainStep.update` has it.
+    """
+    return self._to_metrics([v.read_value() for v in self._newest])
 
-  def failed(metrics):
-    return metrics['skipped_steps'] > train_step.max_skipped_steps
+  def may_go_on(self, seen):
+    """Boolean scalar: no worker has to stop, and no step failed."""
+    metrics = self._to_metrics(seen)
+    failed = metrics['skipped_steps'] > self._train_step.max_skipped_steps
+    return (metrics['stop'] == 0) & ~failed
 
-  def loop(block, first, last):
-    def may_go_on(i, vectors, vectors_before):
-      before = to_metrics(vectors_before)
-      return (i < last) & (before['stop'] == 0) & ~failed(before)
-
-    def body(i, vectors, vectors_before):
-      return i + 1, run_step(i, block), vectors
-
+  def _run(self, block, first, last, seen):
     # The loop itself is the host's, so it waits for no device.
     with tf.device('CPU:0'):
-      # The metrics before any step: zeros.
-      none = to_vectors({n: tf.zeros([], x.dtype) for n, x in shown.items()})
-      _, vectors, vectors_before = tf.while_loop(
-          may_go_on, body, (first, none, none)
+      _, seen = tf.while_loop(
+          lambda i, seen: (i < last) & self.may_go_on(seen),
+          lambda i, _: (i + 1, self._run_step(block, i)),
+          (first, seen),
       )
-      metrics, before = to_metrics(vectors), to_metrics(vectors_before)
-      # One more step may have run after the one that failed: it changed
-      # nothing.
-      return {
-          name: tf.where(failed(before), before[name], metrics[name])
-          for name in shown
-      }
+    return seen
 
-  return tf.function(loop, autograph=False)
+  def _run_step(self, block, i):
+    """Runs one step on all replicas; returns the metrics of that before."""
+    # Read here, before each step: a device need not see the host's variable.
+    stop = tf.convert_to_tensor(self._stop)
+    with tf.device(None):  # The strategy's devices.
+      vectors = self._strategy.run(self._replica_step, args=(block, i, stop))
+    return [self._strategy.experimental_local_results(v)[0] for v in vectors]
 
+  def _replica_step(self, block, i, stop):
+    before = [tf.convert_to_tensor(v) for v in self._newest]
+    state = self._state.read(*INPUTS, 'skipped_steps')
+    batch = {name: block[name][i] for name in ('image', 'label', 'position')}
+    packed = self._gradient({n: state[n] for n in INPUTS}, stop, batch)
+    packed = self._train_step.all_reduce(packed)
+    metrics = self._update(self._state.handles(), packed)
+    # A step after the one that failed has changed nothing, and has no metrics.
+    frozen = self._train_step.is_frozen(state)
+    for vector, names, old in zip(self._newest, self._names, before):
+      newest = tf.stack([metrics[name] for name in names])
+      vector.assign(tf.where(frozen, old, newest))
+    return before
 
-def _inputs(state):
-  return {name: state[name] for name in INPUTS}
-
-
-def _specs(tensors):
-  return tf.nest.map_structure(tf.TensorSpec.from_tensor, tensors)
+  def _to_metrics(self, vectors):
+    return {
+        name: x for names, vector in zip(self._names, vectors)
+        for name, x in zip(names, tf.unstack(vector))
+    }  # fmt: skip

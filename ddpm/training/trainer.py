@@ -218,14 +218,14 @@ class Trainer:
     self._max_skipped_steps = train_step.max_skipped_steps
     self._gradient = step_lib.compile_gradient(
         train_step,
-        self.state,
+        self.state.specs(),
         replica_batch_size=self.replica_batch_size,
         jit_compile=self._jit_compile,
     )
     self._update = step_lib.compile_update(
-        train_step, self.state, jit_compile=self._jit_compile
+        train_step, self.state.specs(), jit_compile=self._jit_compile
     )
-    self._loop = step_lib.make_loop(
+    self._loop = step_lib.Loop(
         train_step,
         self.state,
         strategy,
@@ -241,8 +241,9 @@ class Trainer:
       peak = device.peak(config.precision)
       self._flops_per_second = strategy.num_replicas_in_sync * peak
       self._flops_per_image = cost.of_training_on_an_image(self._model)
-    # The next step, and the block of batches that it is in.
-    self._step = self._blocks = self._block = None
+    # The next step, the block of batches that it is in, and the metrics that
+    # the host has seen.
+    self._step = self._blocks = self._block = self._seen = None
     self._compiled = False
 
   def run_until(self, event):
@@ -263,9 +264,9 @@ class Trainer:
     step = int(self.state.step.numpy())
     if step != self._step:  # The first call, or the state was restored.
       self._block, self._blocks = None, self._make_blocks(step)
+      self._seen = self._loop.restart()
       self.throughput.restart(step)
-    stopped = False
-    while step < event and not stopped:
+    while step < event and self._loop.may_go_on(self._seen):
       first = step % self._steps_per_block
       if self._block is None or first == 0:
         with self._source.reading(), self.throughput.waiting('data'):
@@ -277,16 +278,19 @@ class Trainer:
           step_lib.compile_on_one_device(
               self._gradient, self._update, self.state, self._strategy
           )
-      metrics = self._loop(self._block, tf.constant(first), tf.constant(last))
-      step, stopped, metrics = self._check(metrics)
+      self._seen = self._loop.run(
+          self._block, tf.constant(first), tf.constant(last), self._seen
+      )
+      step += last - first
       if not self._compiled:
+        self._loop.newest()  # Waits for it.
         logging.info('step %d done, compiled', step)
         self._compiled = True
         # Only if the log wants this step's rate does it include compiling.
         if not _due(step, self._config.train.log_every_steps):
           self.throughput.restart(step)
-    self._step = step
-    return step, stopped, metrics
+    self._step, stopped, metrics = self._check(self._loop.newest())
+    return self._step, stopped, metrics
 
   def _make_blocks(self, step):
     """Iterator over the blocks of batches, from the one that holds a step."""

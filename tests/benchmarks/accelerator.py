@@ -107,7 +107,8 @@ def train_ours(network, precision, xla, kind):
   def measure():
     results = rates(run_steps, config.train.batch_size)
     results['first_step'] = first_step
-    results['flops_per_image'] = cost.of_step(config, size).flops / size
+    counted = cost.of_step(config, size, jit_compile=xla == 'on')
+    results['flops_per_image'] = counted.flops / size
     results['memory'] = sum(
         tf.config.experimental.get_memory_info(gpu.name)['peak']
         for gpu in tf.config.list_logical_devices('GPU')

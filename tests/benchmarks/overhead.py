@@ -55,8 +55,8 @@ def main():
     nonlocal began
     if began is None:
       compiled(trainer, 1)
-      watch.wrap(trainer, '_loop', 'compiled steps')
-      watch.wrap(trainer, '_check', 'compiled steps')  # waits for them
+      watch.wrap(trainer._loop, 'run', 'compiled steps')
+      watch.wrap(trainer._loop, 'newest', 'compiled steps')  # waits for them
       watch.seconds.clear()
       began = time.monotonic()
       trainer._blocks = Timed(trainer._blocks, watch)

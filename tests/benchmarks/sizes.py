@@ -60,7 +60,9 @@ def work(size, batch_size, remat):
     return {
         'seconds': batch_size / rate,
         'memory': peak() - before,
-        'counted': cost.of_step(config, batch_size).peak_bytes,
+        'counted': cost.of_step(
+            config, batch_size, jit_compile=False
+        ).peak_bytes,
     }
 
   turns.serve(trainer.devices, measure)

@@ -92,16 +92,14 @@ def tpu_path():
   from ddpm.runtime import program
   from ddpm.training import step
 
-  make = step.make_loop
+  class CompiledLoop(step.Loop):
 
-  def make_loop(*args, stop, **kwargs):
-    del stop  # On a TPU this loop is the host's, and the step is compiled.
-    loop = make(*args, stop=0.0, **kwargs)
-    return tf.function(
-        loop.python_function, jit_compile=True, autograph=False
-    )
+    def __init__(self, *args, stop, **kwargs):
+      del stop  # On a TPU this loop is the host's, and the step is compiled.
+      super().__init__(*args, stop=0.0, **kwargs)
+      self.run = tf.function(self._run, jit_compile=True, autograph=False)
 
-  step.make_loop = make_loop
+  step.Loop = CompiledLoop
   program.start(main.main, main.define_flags)
 
 
