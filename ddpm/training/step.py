@@ -443,14 +443,16 @@ def compile_on_one_device(gradient, update, state, strategy):
     return
   (_, stop, batch), _ = gradient.structured_input_signature
 
+  # The update writes to the variables that it is given.
+  with tf.device(first):
+    copies = tf.nest.map_structure(tf.Variable, state.read())
+
   @tf.function(autograph=False)
   def run(stop, batch):
     with tf.device(first):
       packed = gradient(state.read(*INPUTS), stop, batch)
-      return update(tf.nest.map_structure(lambda v: v.handle, copy), packed)
+      return update(tf.nest.map_structure(lambda v: v.handle, copies), packed)
 
-  with tf.device(first):
-    copy = tf.nest.map_structure(tf.Variable, state.read())
   run(*tf.nest.map_structure(
       lambda x: tf.zeros(x.shape, x.dtype), (stop, batch)
   ))  # fmt: skip
