@@ -85,3 +85,11 @@ def test_precisions_have_their_own_peaks(text, precision, slowdown):
   half = predict(text, precision='mixed_bfloat16')
   full = predict(text, precision=precision)
   assert full.gradient / half.gradient == pytest.approx(slowdown)
+
+
+def test_a_gradient_may_be_bound_by_memory():
+  known = predict('8xh100', accessed_bytes=1e9 + 3.35e11)
+  assert known.gradient == pytest.approx(0.1)
+  assert known.update == predict('8xh100').update
+  # Little traffic: its FLOPs take longer.
+  assert predict('8xh100', accessed_bytes=2e9) == predict('8xh100')
