@@ -81,6 +81,10 @@ def expected(shared):
 
 def test_replicas_follow_the_trajectory_of_one(expected):
   trainer = make_trainer(2, **WITHOUT_XLA)
+  step_lib.compile_on_one_device(
+      trainer._gradient, trainer._update, trainer.state, trainer._strategy
+  )
+  assert trainer.state.step.numpy() == trainer.state.skipped_steps.numpy() == 0
   losses = losses_of(trainer, 6)
   np.testing.assert_allclose(losses[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(losses, expected, rtol=1e-4)

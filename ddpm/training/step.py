@@ -10,6 +10,7 @@ where XLA need not handle it.
 """
 
 import dataclasses
+import math
 
 import tensorflow as tf
 
@@ -435,27 +436,32 @@ def compile_on_one_device(gradient, update, state, strategy):
 
   Args:
     gradient, update: of `compile_gradient` and `compile_update`.
-    state: `State`; it is read only.
+    state: `State`; it is as before in the end.
     strategy: `tf.distribute.Strategy`.
   """
   first, *others = strategy.extended.worker_devices
   if not others or devices.kind(strategy) == 'TPU':
     return
   (_, stop, batch), _ = gradient.structured_input_signature
-
-  # The update writes to the variables that it is given.
-  with tf.device(first):
-    copies = tf.nest.map_structure(tf.Variable, state.read())
+  handles = tf.nest.map_structure(
+      lambda v: strategy.experimental_local_results(v)[0].handle,
+      state.variables(),
+  )
 
   @tf.function(autograph=False)
   def run(stop, batch):
     with tf.device(first):
       packed = gradient(state.read(*INPUTS), stop, batch)
-      return update(tf.nest.map_structure(lambda v: v.handle, copies), packed)
+      # Of a gradient that is not finite, the update changes only counters.
+      return update(handles, math.nan * packed)
 
+  variables = tf.nest.flatten(state.variables())
+  counters = [(v, v.read_value()) for v in variables if v.shape.rank == 0]
   run(*tf.nest.map_structure(
       lambda x: tf.zeros(x.shape, x.dtype), (stop, batch)
   ))  # fmt: skip
+  for variable, value in counters:
+    variable.assign(value)
 
 
 class Loop:
