@@ -4,6 +4,8 @@ import pytest
 from support import tiny_config
 import tensorflow as tf
 
+from ddpm.nn import flat
+from ddpm.nn import unet
 from ddpm.run import build
 from ddpm.training import cost
 from ddpm.training import step as step_lib
@@ -102,6 +104,15 @@ def test_what_is_not_used_any_more_is_freed():
   # An operation's input and its output.
   peak = cost._peak_bytes(chain.get_concrete_function().graph)
   assert peak == 2 * 100 * 4
+
+
+@pytest.mark.parametrize('init', unet.INITS)
+def test_shapes_are_those_of_the_network(init):
+  config = tiny_config(**{'model.init': init})
+  train_step, specs = step_lib.without_weights(config)
+  layout = flat.Layout(build.make_model(config))
+  assert train_step.layout.to_json() == layout.to_json()
+  assert specs['params'].shape == [layout.size]
 
 
 def test_shapes_need_no_memory():

@@ -228,8 +228,10 @@ class UNet(keras.Model):
     """PyTorch's: uniform in +-1 / sqrt(fan_in), like its weights."""
     for layer in self._flatten_layers():
       kernel = getattr(layer, 'kernel', None)
+      if kernel is None:
+        continue
       # Where the weights are zero, so is the bias.
-      if kernel is not None and tf.reduce_any(kernel.value != 0):
+      if not isinstance(layer.kernel_initializer, keras.initializers.Zeros):
         limit = math.prod(kernel.shape[:-1]) ** -0.5
         uniform = keras.initializers.RandomUniform(-limit, limit)
         layer.bias.assign(uniform(layer.bias.shape))
