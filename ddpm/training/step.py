@@ -261,7 +261,11 @@ class TrainStep:
     return tf.as_dtype(self.all_reduce_dtype).size * self.layout.size + rest
 
   def is_frozen(self, state):
-    """Boolean scalar: a step before was one too many without a gradient."""
+    """Whether one step too many had no finite gradient.
+
+    Args:
+      state: dict, the state's or a step's metrics.
+    """
     return state['skipped_steps'] > self.max_skipped_steps
 
   def update(self, state, packed):
@@ -524,8 +528,7 @@ class Loop:
   def may_go_on(self, seen):
     """Boolean scalar: no worker has to stop, and no step failed."""
     metrics = self._to_metrics(seen)
-    failed = metrics['skipped_steps'] > self._train_step.max_skipped_steps
-    return (metrics['stop'] == 0) & ~failed
+    return (metrics['stop'] == 0) & ~self._train_step.is_frozen(metrics)
 
   def _run(self, block, first, last, seen):
     # The loop itself is the host's, so it waits for no device.

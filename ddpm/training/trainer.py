@@ -215,7 +215,7 @@ class Trainer:
     )
     with strategy.scope():
       self.state = train_step.initial_state(params)
-    self._max_skipped_steps = train_step.max_skipped_steps
+    self._train_step = train_step
     self._gradient = step_lib.compile_gradient(
         train_step,
         self.state.specs(),
@@ -320,7 +320,7 @@ class Trainer:
         name: value for name, value in metrics.items()
         if not (name[-3:-1] == '_q' and math.isnan(value))
     }  # fmt: skip
-    if metrics['skipped_steps'] > self._max_skipped_steps:
+    if self._train_step.is_frozen(metrics):
       raise UserError(_not_finite(step, metrics))
     return step, bool(stop), metrics
 
